@@ -1,0 +1,53 @@
+"""Where the YAML files live, how they are composed, and how a config becomes objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+import evad
+
+
+def conf_dir() -> Path:
+    """The folder of YAML files: `conf/` of a checkout, `evad/conf/` of an installed wheel."""
+    package = Path(evad.__file__).parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise FileNotFoundError(f"no configuration beside {package}: reinstall evad, its conf/ folder is missing")
+
+
+def divide(numerator: int, denominator: int) -> int:
+    """Whole quotient, for `${div:a,b}` in YAML.
+
+    Raises:
+        ValueError: if the division leaves a remainder.
+    """
+    if numerator % denominator:
+        raise ValueError(f"{numerator} is not a multiple of {denominator}")
+    return numerator // denominator
+
+
+OmegaConf.register_new_resolver("div", divide, replace=True)
+
+
+def load_config(overrides: list[str] | None = None, config_name: str = "train") -> DictConfig:
+    """Compose a config outside a Hydra command (notebooks, scripts, tests).
+
+    Args:
+        overrides: As on the command line, e.g. `["experiment=ava_vitb", "model.keep_rate=0.8"]`.
+        config_name: `train`, `eval`, `predict` or `benchmark`.
+    """
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose(config_name, overrides=overrides or [])
+
+
+def build_model(cfg: DictConfig) -> Any:
+    """The detector a composed config describes (`evad.models.evad.EVAD` unless the YAML says otherwise)."""
+    return instantiate(cfg.model.net)

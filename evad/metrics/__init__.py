@@ -1,0 +1,1 @@
+"""What is measured: detection quality (`ava`, `tubes`) and cost (`efficiency`)."""

@@ -1,0 +1,168 @@
+"""Set prediction and action losses (App. B): Hungarian matching, then unweighted terms per stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+from torchvision.ops import generalized_box_iou, generalized_box_iou_loss
+
+from evad.structures import EVADOutput, Target
+
+Match = tuple[Tensor, Tensor]  # query indices and box indices of one clip, both (m,) int64
+
+
+@dataclass
+class Losses:
+    """Unweighted loss terms.
+
+    Attributes:
+        person: (S,) cross-entropy of person against background, per localization stage.
+        l1: (S,) L1 distance of matched boxes as fractions of the image, per stage.
+        giou: (S,) 1 - GIoU of matched boxes, per stage.
+        action: (D',) binary cross-entropy of matched actors, per decoder block.
+    """
+
+    person: Tensor
+    l1: Tensor
+    giou: Tensor
+    action: Tensor
+
+
+def image_scale(sizes: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, 2) height and width -> (B, 1, 4): W, H, W, H."""
+    return sizes.flip(1).to(dtype).repeat(1, 2).unsqueeze(1)
+
+
+class HungarianMatcher:
+    """One-to-one assignment of ground-truth boxes to queries at minimal cost.
+
+    Cost = person * (-p_person) + l1 * L1(boxes / image size) + giou * (-GIoU).
+    """
+
+    def __init__(self, person: float = 2.0, l1: float = 5.0, giou: float = 2.0) -> None:
+        self.person, self.l1, self.giou = person, l1, giou
+
+    @torch.no_grad()
+    def __call__(self, person_logits: Tensor, boxes: Tensor, targets: list[Target], sizes: Tensor) -> list[Match]:
+        """Match the queries of one localization stage.
+
+        Args:
+            person_logits: (B, Q, 2).
+            boxes: (B, Q, 4) xyxy pixels.
+            targets: B targets.
+            sizes: (B, 2) valid height and width in pixels.
+
+        Returns:
+            Per clip, (query indices, box indices), ascending in query index.
+
+        Raises:
+            ValueError: if a cost is not finite (the model diverged).
+        """
+        probability = person_logits.to(boxes.dtype).softmax(-1)[..., 0]
+        scale = image_scale(sizes, boxes.dtype)
+        matches = []
+        for clip, target in enumerate(targets):
+            truth = target.boxes.to(boxes.dtype)
+            cost = (
+                self.l1 * torch.cdist(boxes[clip] / scale[clip], truth / scale[clip], p=1)
+                - self.person * probability[clip][:, None]
+                - self.giou * generalized_box_iou(boxes[clip], truth)
+            )
+            rows, columns = solve(cost.cpu().numpy())
+            matches.append((rows.to(boxes.device), columns.to(boxes.device)))
+        return matches
+
+
+def solve(cost: np.ndarray) -> Match:
+    """Minimal-cost assignment of a (Q, n) matrix."""
+    if not np.isfinite(cost).all():
+        raise ValueError(
+            "matching cost is not finite: the predicted boxes or logits are NaN or infinite (lower the learning rate, "
+            "clip gradients or train in float32)"
+        )
+    rows, columns = linear_sum_assignment(cost)
+    return torch.as_tensor(rows, dtype=torch.int64), torch.as_tensor(columns, dtype=torch.int64)
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """`value` averaged over the processes of a distributed run; itself otherwise.
+
+    Dividing each rank's sum by the rank average of its normaliser makes the averaged gradient equal to that of one
+    process with the joint batch.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    value = value.clone()
+    dist.all_reduce(value)
+    return value / dist.get_world_size()
+
+
+class SetCriterion(nn.Module):
+    """Losses of a batch; weights and sums are the trainer's business.
+
+    Args:
+        matcher: Assigns boxes to queries.
+        background_weight: Class weight of background in the person cross-entropy.
+    """
+
+    def __init__(self, matcher: HungarianMatcher | None = None, background_weight: float = 0.1) -> None:
+        super().__init__()
+        self.matcher = matcher or HungarianMatcher()
+        self.background_weight = background_weight
+
+    def forward(self, output: EVADOutput, targets: list[Target], sizes: Tensor) -> Losses:
+        """Unweighted losses of every stage and block.
+
+        Args:
+            output: Of `EVAD.forward` in training mode.
+            targets: B targets; clips without boxes are allowed.
+            sizes: (B, 2) valid height and width in pixels.
+        """
+        num_boxes = output.boxes.new_tensor(float(sum(len(target.boxes) for target in targets)))
+        num_boxes = mean_over_ranks(num_boxes).clamp(min=1)
+        stages = []
+        for logits, boxes in zip(output.person_logits, output.boxes):
+            matches = self.matcher(logits, boxes, targets, sizes)
+            stages.append((self.person_loss(logits, matches), *self.box_losses(boxes, targets, matches, sizes)))
+        person, l1, giou = (torch.stack(terms) for terms in zip(*stages))
+        action = self.action_loss(output.action_logits, targets, matches)
+        return Losses(person, l1 / num_boxes, giou / num_boxes, action)
+
+    def person_loss(self, logits: Tensor, matches: list[Match]) -> Tensor:
+        """Weighted mean cross-entropy over all queries (B, Q, 2): matched = person (0), others = background (1)."""
+        classes = torch.ones(logits.shape[:2], dtype=torch.int64, device=logits.device)
+        for clip, (queries, _) in enumerate(matches):
+            classes[clip, queries] = 0
+        weight = logits.new_tensor([1.0, self.background_weight])
+        total = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), weight=weight, reduction="sum")
+        return total / mean_over_ranks(weight[classes].sum())
+
+    @staticmethod
+    def box_losses(
+        boxes: Tensor, targets: list[Target], matches: list[Match], sizes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Sums of L1 and 1 - GIoU over matched boxes (B, Q, 4)."""
+        scale = image_scale(sizes, boxes.dtype)
+        predicted = torch.cat([boxes[clip, queries] for clip, (queries, _) in enumerate(matches)])
+        truth = torch.cat([target.boxes[index] for target, (_, index) in zip(targets, matches)]).to(boxes.dtype)
+        scales = torch.cat([scale[clip].expand(len(queries), -1) for clip, (queries, _) in enumerate(matches)])
+        l1 = (predicted / scales - truth / scales).abs().sum()
+        return l1, generalized_box_iou_loss(predicted, truth, reduction="sum", eps=0.0)
+
+    @staticmethod
+    def action_loss(logits: Tensor, targets: list[Target], matches: list[Match]) -> Tensor:
+        """Mean binary cross-entropy over matched actors and classes, per decoder block: (D', B, Q, K) -> (D',).
+
+        Without any box the loss is 0, but still connected to the graph.
+        """
+        matched = torch.cat([logits[:, clip, queries] for clip, (queries, _) in enumerate(matches)], dim=1)
+        labels = torch.cat([target.labels[index] for target, (_, index) in zip(targets, matches)]).to(logits.dtype)
+        terms = F.binary_cross_entropy_with_logits(matched, labels.expand_as(matched), reduction="none")
+        count = mean_over_ranks(logits.new_tensor(float(matched[0].numel())))
+        return terms.sum(dim=(1, 2)) / torch.where(count > 0, count, 1.0)

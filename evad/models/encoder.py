@@ -1,0 +1,195 @@
+"""Vanilla video ViT with token pruning inside some of its blocks (Sec. 3.1-3.2, Table 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from evad.models.attention import Attention, xavier_init
+from evad.models.positions import GridPositions
+from evad.models.pruning import ContextOrder, KeyframePruning
+from evad.models.tokens import Tokens
+
+
+class PatchEmbed(nn.Module):
+    """Cubes of 2 x P x P pixels -> tokens.
+
+    Args:
+        dim: Channels C of a token.
+        tubelet: Frames per cube.
+        patch: Pixels P along each side of a cube.
+    """
+
+    def __init__(self, dim: int, tubelet: int = 2, patch: int = 16) -> None:
+        super().__init__()
+        self.tubelet, self.patch = tubelet, patch
+        self.proj = nn.Conv3d(3, dim, kernel_size=(tubelet, patch, patch), stride=(tubelet, patch, patch))
+
+    def forward(self, clips: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+        """(B, 3, T, H, W) -> ((B, T' * H' * W', C), (T', H', W')).
+
+        Raises:
+            ValueError: if a clip is not a whole number of cubes.
+        """
+        frames, height, width = clips.shape[2:]
+        if min(frames, height, width) == 0 or frames % self.tubelet or height % self.patch or width % self.patch:
+            raise ValueError(
+                f"clip of {frames} frames, {height} x {width} pixels is not a whole number of "
+                f"{self.tubelet} x {self.patch} x {self.patch} cubes: choose data.num_frames as a multiple of "
+                f"{self.tubelet} and pad the image to multiples of {self.patch}"
+            )
+        grid = (frames // self.tubelet, height // self.patch, width // self.patch)
+        return self.proj(clips).flatten(2).transpose(1, 2), grid  # (B, C, T', H', W') -> (B, N, C)
+
+
+class EncoderBlock(nn.Module):
+    """Attention, optional pruning, feed-forward: pruning sits between the two residuals (Fig. 3).
+
+    Args:
+        dim: Channels C.
+        num_heads: Attention heads.
+        mlp_ratio: Width of the feed-forward layer relative to C.
+        drop_path: Probability of skipping a residual branch of a clip in training.
+        pruning: Token pruning of this block, or None.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0, pruning: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))  # exact (erf) GELU
+        self.drop_path = DropPath(drop_path)
+        self.pruning = pruning
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        query, key, value = self.attn.project(self.norm1(tokens.x))
+        tokens = tokens.with_features(tokens.x + self.drop_path(self.attn.attend(query, key, value)))
+        if self.pruning is not None:
+            tokens = self.pruning(tokens, query, key)
+        return tokens.with_features(tokens.x + self.drop_path(self.mlp(self.norm2(tokens.x))))
+
+
+@dataclass
+class EncoderOutput:
+    """What the encoder hands to the two branches.
+
+    Attributes:
+        tokens: Surviving tokens after the final norm.
+        keyframe_maps: Keyframe feature maps, each (B, C, H', W'), before the final norm.
+        kept: Per pruning stage, (B, n) grid positions of the context tokens that survived it.
+    """
+
+    tokens: Tokens
+    keyframe_maps: list[Tensor]
+    kept: list[Tensor] = field(default_factory=list)
+
+
+class VideoTransformer(nn.Module):
+    """ViT over space-time tokens with keyframe-centric pruning.
+
+    Args:
+        dim: Channels C (768 ViT-B, 1024 ViT-L).
+        depth: Blocks.
+        num_heads: Attention heads.
+        map_blocks: 1-based blocks after which the keyframe map is taken for localization (3, 6, 9, 12).
+        prune_blocks: 1-based blocks that prune (4, 7, 10).
+        keep_rate: rho of every pruning block, or one value per block of the encoder; 1 = no pruning.
+        w_kf: Weight of keyframe queries in the importance score (Eq. 1).
+        context_order: Where surviving tokens are written back, see `KeyframePruning`.
+        num_frames: T, frames per clip.
+        tubelet: Frames per cube.
+        patch: Pixels along a cube's side.
+        base_grid: Rows and columns of the position table (pretraining resolution / patch).
+        mlp_ratio: Width of the feed-forward layers relative to C.
+        drop_path: Drop-path probability of the last block; it grows linearly from 0.
+        activation_checkpointing: Recompute each block in the backward pass instead of storing it.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        map_blocks: Sequence[int],
+        prune_blocks: Sequence[int],
+        keep_rate: float | Sequence[float],
+        w_kf: float = 1.0,
+        context_order: ContextOrder = "position",
+        num_frames: int = 16,
+        tubelet: int = 2,
+        patch: int = 16,
+        base_grid: tuple[int, int] = (14, 14),
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        rates = rate_per_block(keep_rate, depth, prune_blocks)
+        self.dim = dim
+        self.map_blocks = tuple(map_blocks)
+        if not all(1 <= block <= depth for block in self.map_blocks):
+            raise ValueError(f"map_blocks {self.map_blocks} do not lie within the {depth} blocks of the encoder")
+        self.context_order = context_order
+        self.activation_checkpointing = activation_checkpointing
+        self.patch_embed = PatchEmbed(dim, tubelet, patch)
+        self.positions = GridPositions(dim, num_frames // tubelet, (base_grid[0], base_grid[1]))
+        self.blocks = nn.ModuleList(
+            EncoderBlock(
+                dim,
+                num_heads,
+                mlp_ratio,
+                drop_path=drop_path * i / max(depth - 1, 1),
+                pruning=KeyframePruning(rate, w_kf, context_order) if rate < 1 else None,
+            )
+            for i, rate in enumerate(rates)
+        )
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        xavier_init(self)
+
+    def forward(self, clips: Tensor) -> EncoderOutput:
+        """Encode normalised clips (B, 3, T, H, W)."""
+        x, grid = self.patch_embed(clips)
+        tokens = Tokens.from_grid(x + self.positions(grid), grid)
+        maps: list[Tensor] = []
+        kept: list[Tensor] = []
+        for number, block in enumerate(self.blocks, start=1):
+            tokens = self._run(block, tokens)
+            if block.pruning is not None:
+                kept.append(tokens.position[:, tokens.num_keyframe :])
+            if number in self.map_blocks:
+                maps.append(tokens.keyframe_map())
+        tokens = tokens.with_features(self.norm(tokens.x))
+        if self.context_order == "score":
+            tokens = tokens.in_grid_order()
+        return EncoderOutput(tokens, maps, kept)
+
+    def _run(self, block: nn.Module, tokens: Tokens) -> Tokens:
+        if self.activation_checkpointing and self.training:
+            return checkpoint(block, tokens, use_reentrant=False)
+        return block(tokens)
+
+
+def rate_per_block(keep_rate: float | Sequence[float], depth: int, prune_blocks: Sequence[int]) -> list[float]:
+    """Keep rate of each of `depth` blocks: 1 everywhere but in the 1-based `prune_blocks`.
+
+    Raises:
+        ValueError: if a rate lies outside (0, 1], a block does not exist, or a list has another length than `depth`.
+    """
+    if isinstance(keep_rate, (int, float)):
+        if not all(1 <= block <= depth for block in prune_blocks):
+            raise ValueError(f"prune_blocks {list(prune_blocks)} do not lie within the {depth} blocks of the encoder")
+        rates = [float(keep_rate) if block in prune_blocks else 1.0 for block in range(1, depth + 1)]
+    else:
+        rates = [float(rate) for rate in keep_rate]
+    if len(rates) != depth:
+        raise ValueError(f"keep_rate lists {len(rates)} values, but the encoder has {depth} blocks")
+    if not all(0 < rate <= 1 for rate in rates):
+        raise ValueError(f"keep_rate {keep_rate} is outside (0, 1]")
+    return rates

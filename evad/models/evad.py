@@ -1,0 +1,56 @@
+"""The detector of Fig. 2: encoder with keyframe-centric pruning, localization branch, classification branch."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from evad.models.encoder import EncoderOutput
+from evad.structures import EVADOutput
+
+
+class EVAD(nn.Module):
+    """Efficient video action detector.
+
+    Args:
+        encoder: Clips -> `EncoderOutput`: surviving tokens and keyframe maps.
+        pyramid: Keyframe maps -> pyramid levels.
+        localization: Levels and sizes -> person logits and boxes.
+        classification: Tokens, boxes and sizes -> actor features and action logits.
+    """
+
+    def __init__(self, encoder: nn.Module, pyramid: nn.Module, localization: nn.Module, classification: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+        self.pyramid = pyramid
+        self.localization = localization
+        self.classification = classification
+
+    def forward(self, clips: Tensor, sizes: Tensor) -> EVADOutput:
+        """Detect the actors of each clip's keyframe and score their actions.
+
+        Args:
+            clips: (B, 3, T, H, W) normalised clips, padded with 0 on the right and at the bottom.
+            sizes: (B, 2) int64, valid height and width of each clip in pixels.
+        """
+        encoded = self.encoder(clips)
+        person_logits, boxes = self.localize(encoded, sizes)
+        return self.classify(encoded, person_logits, boxes, boxes[-1], sizes)
+
+    def localize(self, encoded: EncoderOutput, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """Person logits (S, B, Q, 2) and boxes (S, B, Q, 4) of every localization stage."""
+        return self.localization(self.pyramid(encoded.keyframe_maps), sizes)
+
+    def classify(
+        self, encoded: EncoderOutput, person_logits: Tensor, boxes: Tensor, actor_boxes: Tensor, sizes: Tensor
+    ) -> EVADOutput:
+        """Actions of the actors in `actor_boxes` (B, Q, 4): the last stage's boxes, or better ones in early training."""
+        roi_features, action_logits = self.classification(encoded.tokens, actor_boxes, sizes)
+        return EVADOutput(
+            person_logits=person_logits,
+            boxes=boxes,
+            action_logits=action_logits,
+            roi_features=roi_features,
+            tokens=encoded.tokens.x,
+            positions=encoded.tokens.position,
+            kept=encoded.kept,
+        )

@@ -1,0 +1,104 @@
+"""Keyframe-centric token pruning (Sec. 3.2, Eq. 1): pure functions and the module that applies them."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from evad.models.tokens import Tokens
+
+ContextOrder = Literal["position", "score"]
+
+
+@torch.no_grad()
+def attentiveness(query: Tensor, key: Tensor, num_keyframe: int, w_kf: float = 1.0, chunk: int = 256) -> Tensor:
+    """Importance of every token: the attention it receives, averaged over queries and heads (Eq. 1).
+
+    I_j = 1 / (N * heads) * sum_{h, i} w_i * softmax_j(q_i . k_j / sqrt(d)), with w_i = w_kf for keyframe queries and 1
+    for the others. Rows are processed in chunks and only their weighted sum is kept, so memory is O(chunk * N), not
+    N x N.
+
+    Args:
+        query: (B, heads, N, d), keyframe queries first.
+        key: (B, heads, N, d).
+        num_keyframe: N1, how many of the queries belong to the keyframe.
+        w_kf: Weight of the keyframe queries.
+        chunk: Query rows per step.
+
+    Returns:
+        (B, N) importance, float32 or the wider type of the inputs.
+    """
+    batch, heads, n, dim = query.shape
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    weights = torch.ones(n, dtype=dtype, device=query.device)
+    weights[:num_keyframe] = w_kf
+    keys = key.transpose(2, 3)
+    scores = torch.zeros(batch, n, dtype=dtype, device=query.device)
+    for start in range(0, n, chunk):
+        rows = (query[:, :, start : start + chunk] * dim**-0.5) @ keys
+        probabilities = rows.softmax(dim=-1, dtype=dtype)  # (B, heads, chunk, N)
+        scores += torch.einsum("bhij,i->bj", probabilities, weights[start : start + chunk])
+    return scores / (n * heads)
+
+
+def num_kept(keep_rate: float, num_tokens: int, num_keyframe: int) -> int:
+    """How many context tokens survive: ceil(rho * N) - N1.
+
+    Args:
+        keep_rate: rho in (0, 1].
+        num_tokens: N, tokens entering the block.
+        num_keyframe: N1.
+
+    Raises:
+        ValueError: if ceil(rho * N) is smaller than N1, so that the keyframe itself would not fit.
+    """
+    total = math.ceil(keep_rate * num_tokens)
+    if total < num_keyframe:
+        raise ValueError(
+            f"keep_rate {keep_rate} keeps {total} of {num_tokens} tokens, but the keyframe alone has {num_keyframe}: "
+            "raise model.keep_rate, prune in fewer blocks or use longer clips"
+        )
+    return total - num_keyframe
+
+
+class KeyframePruning(nn.Module):
+    """Keeps every keyframe token and the context tokens the keyframe attends to most.
+
+    Adds no parameter, and no gradient flows through the choice.
+
+    Args:
+        keep_rate: rho, the share of tokens that survives, keyframe tokens included.
+        w_kf: Weight of keyframe queries in the importance score (Eq. 1).
+        context_order: `position` keeps the survivors in space-time order. `score` leaves them in descending score
+            order, as the released implementation does.
+    """
+
+    def __init__(self, keep_rate: float, w_kf: float = 1.0, context_order: ContextOrder = "position") -> None:
+        super().__init__()
+        if not 0 < keep_rate <= 1:
+            raise ValueError(f"keep_rate {keep_rate} is outside (0, 1]")
+        if context_order not in ("position", "score"):
+            raise ValueError(f"context_order {context_order!r} is neither 'position' nor 'score'")
+        self.keep_rate, self.w_kf, self.context_order = keep_rate, w_kf, context_order
+
+    def forward(self, tokens: Tokens, query: Tensor, key: Tensor) -> Tokens:
+        """Survivors among `tokens`, judged by the attention of the block they are in.
+
+        Args:
+            tokens: N tokens.
+            query: (B, heads, N, d) of that block.
+            key: (B, heads, N, d) of that block.
+        """
+        n1 = tokens.num_keyframe
+        kept = num_kept(self.keep_rate, tokens.x.shape[1], n1)
+        scores = attentiveness(query, key, n1, self.w_kf)[:, n1:]
+        index = scores.topk(kept, dim=1).indices  # descending score
+        if self.context_order == "position":
+            index = index.sort(dim=1).values
+        return tokens.select_context(index)
+
+    def extra_repr(self) -> str:
+        return f"keep_rate={self.keep_rate}, w_kf={self.w_kf}, context_order={self.context_order!r}"

@@ -1,0 +1,79 @@
+"""Region features: RoIAlign over a pyramid (localization) and over all time slices (classification).
+
+Boxes are xyxy in pixels throughout.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.ops import roi_align
+
+
+def batched_rois(boxes: Tensor) -> Tensor:
+    """Boxes (B, Q, 4) -> RoIAlign rows (B * Q, 5) whose first column is the clip index."""
+    batch, queries, _ = boxes.shape
+    index = torch.arange(batch, dtype=boxes.dtype, device=boxes.device).repeat_interleave(queries)
+    return torch.cat([index[:, None], boxes.flatten(0, 1)], dim=1)
+
+
+def assign_levels(boxes: Tensor, num_levels: int, canonical_size: float, canonical_level: int) -> Tensor:
+    """Pyramid level of each box: floor(k0 + log2(sqrt(area) / s0 + 1e-8)), clamped (FPN, Eq. 1).
+
+    Args:
+        boxes: (R, 4) xyxy pixels.
+        num_levels: Levels of the pyramid, 0 = finest.
+        canonical_size: s0, side in pixels of a box that belongs on level k0.
+        canonical_level: k0.
+
+    Returns:
+        (R,) int64 in [0, num_levels).
+    """
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    level = torch.floor(canonical_level + torch.log2(area.clamp(min=0).sqrt() / canonical_size + 1e-8))
+    return level.clamp(0, num_levels - 1).long()
+
+
+def pyramid_roi_align(
+    levels: list[Tensor], boxes: Tensor, strides: list[float], output_size: int, canonical_size: float
+) -> Tensor:
+    """RoI features of every query, each from the pyramid level that fits its box.
+
+    Args:
+        levels: Maps (B, C, h_l, w_l), fine to coarse.
+        boxes: (B, Q, 4).
+        strides: Pixels per cell of each level; a box of `canonical_size` belongs on the second-coarsest level.
+        output_size: Bins S along each side.
+
+    Returns:
+        (B * Q, C, S, S).
+    """
+    rois = batched_rois(boxes)
+    level = assign_levels(rois[:, 1:], len(levels), canonical_size, canonical_level=len(levels) - 2)
+    rows = [torch.nonzero(level == number).squeeze(1) for number in range(len(levels))]
+    # A level without boxes is aligned too: its parameters then get zero gradients instead of none, as DDP needs.
+    features = [
+        align(feature, rois[row], output_size, 1 / stride) for feature, row, stride in zip(levels, rows, strides)
+    ]
+    return torch.cat(features)[torch.cat(rows).argsort()]
+
+
+def align(feature: Tensor, rois: Tensor, output_size: int, scale: float) -> Tensor:
+    """RoIAlign with half-pixel alignment and 2 x 2 samples per bin."""
+    return roi_align(feature, rois.to(feature.dtype), output_size, spatial_scale=scale, sampling_ratio=2, aligned=True)
+
+
+def extend_boxes(boxes: Tensor, sizes: Tensor, extension: tuple[float, float]) -> Tensor:
+    """Boxes widened to cover an actor's motion over the clip, clipped to the valid image (Fig. 5, Table 1f).
+
+    Args:
+        boxes: (B, Q, 4).
+        sizes: (B, 2) valid height and width in pixels.
+        extension: (x, y): each side moves out by (w + 1) * x / 2 and (h + 1) * y / 2.
+    """
+    left, top, right, bottom = boxes.unbind(-1)
+    pad_x = (right - left + 1) * (extension[0] / 2)
+    pad_y = (bottom - top + 1) * (extension[1] / 2)
+    extended = torch.stack([left - pad_x, top - pad_y, right + pad_x, bottom + pad_y], dim=-1)
+    limit = (sizes.flip(1) - 1).to(boxes.dtype).repeat(1, 2).unsqueeze(1)  # (B, 1, 4): W-1, H-1, W-1, H-1
+    return torch.minimum(extended.clamp(min=0), limit)
