@@ -47,7 +47,7 @@ CONFIG_KEYS = {
 def overrides_of(case: dict) -> list[str]:
     """Hydra overrides that turn our ViT-B or ViT-L into the case's model."""
     depth = len(case["keep_rate"])
-    overrides = [f"model={'vitl' if depth == 24 else 'vitb'}"]
+    overrides = ["experiment=ava_vitb", f"model={'vitl' if depth == 24 else 'vitb'}"]
     for key, value in case["config"].items():
         if key == "ViT.FPN_INDICES":
             overrides.append(f"model.net.encoder.map_blocks={[index + 1 for index in value]}")

@@ -1,0 +1,93 @@
+"""Cost of the detector: multiply-accumulates by part, as the paper counts them and as they are executed.
+
+The paper's "GFLOPs" are multiply-accumulates (MACs): one per product of a matrix multiplication or convolution, with
+attention counted as its two matrix products. Norms, activations, softmax and RoIAlign are not counted.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from evad.models.classification import ClassificationBranch
+from evad.models.encoder import VideoTransformer
+from evad.models.evad import EVAD
+from evad.models.fpn import KeyframePyramid
+from evad.models.localization import LocalizationBranch
+from evad.models.pruning import num_kept
+
+
+def weights_of(*modules: nn.Module) -> int:
+    """Entries of all weight matrices: the MACs these layers spend on one token."""
+    return sum(p.numel() for module in modules for p in module.parameters() if p.ndim > 1)
+
+
+def paper_macs(model: EVAD, num_frames: int, height: int, width: int) -> dict[str, int]:
+    """MACs of one clip, part by part, counting everything the paper's detector computes.
+
+    Work that we save without changing outputs (pyramid laterals before enlargement, inner action heads and context
+    tokens of the last decoder block at inference) is counted; `executed_macs` leaves it out.
+
+    Args:
+        model: The detector.
+        num_frames: T.
+        height: Padded height in pixels.
+        width: Padded width in pixels.
+    """
+    encoder, patch = model.encoder, model.encoder.patch_embed.patch
+    grid = (num_frames // encoder.patch_embed.tubelet, height // patch, width // patch)
+    tokens = token_counts(encoder, grid)
+    queries = model.localization.proposal_boxes.shape[0]
+    return {
+        "patch_embed": grid[0] * grid[1] * grid[2] * weights_of(encoder.patch_embed),
+        "encoder": encoder_macs(encoder, tokens),
+        "pyramid": pyramid_macs(model.pyramid, grid[1:]),
+        "localization": localization_macs(model.localization),
+        "classification": classification_macs(model.classification, tokens[-1], queries),
+    }
+
+
+def token_counts(encoder: VideoTransformer, grid: tuple[int, int, int]) -> list[int]:
+    """Tokens entering each block, and behind the last one."""
+    frame = grid[1] * grid[2]
+    counts = [grid[0] * frame]
+    for block in encoder.blocks:
+        n = counts[-1]
+        counts.append(n if block.pruning is None else frame + num_kept(block.pruning.keep_rate, n, frame))
+    return counts
+
+
+def encoder_macs(encoder: VideoTransformer, tokens: list[int]) -> int:
+    """Attention over the tokens that enter a block, feed-forward over those that survive it."""
+    total = 0
+    for block, entering, leaving in zip(encoder.blocks, tokens, tokens[1:]):
+        total += entering * weights_of(block.attn) + 2 * entering**2 * encoder.dim
+        total += leaving * weights_of(block.mlp)
+    return total
+
+
+def pyramid_macs(pyramid: KeyframePyramid, frame: tuple[int, int]) -> int:
+    """Lateral and output convolutions at the resolution of each level."""
+    total = 0
+    for scale, lateral, output in zip(pyramid.SCALES, pyramid.lateral, pyramid.output):
+        cells = int(frame[0] * scale) * int(frame[1] * scale)
+        total += cells * weights_of(lateral, output)
+    return total
+
+
+def localization_macs(branch: LocalizationBranch) -> int:
+    """Every dynamic head for Q queries; RoIAlign is not counted."""
+    queries, dim = branch.proposal_features.shape
+    total = 0
+    for head in branch.heads:
+        generated = 2 * dim * head.interaction.dim_dynamic * branch.roi_size**2
+        total += queries * (weights_of(head) + generated) + 2 * queries**2 * dim
+    return total
+
+
+def classification_macs(branch: ClassificationBranch, tokens: int, queries: int) -> int:
+    """Projection of M tokens, then all decoder blocks over M + Q tokens with their action heads."""
+    total = tokens * weights_of(branch.project)
+    both, dim = tokens + queries, branch.project.out_features
+    for block, head in zip(branch.decoder.blocks, branch.decoder.heads):
+        total += both * weights_of(block) + 2 * both**2 * dim + queries * weights_of(head)
+    return total

@@ -1,0 +1,64 @@
+"""Model outputs -> detections in the pixels of the original video."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from evad.structures import Detections, EVADOutput
+
+
+class PostProcess:
+    """Chooses the queries that count as actors and scores their actions.
+
+    The released rule is `score="action"`, `person_threshold=0.7`, `keep_all_if_none=True`: a class score is
+    sigmoid(action logit), not multiplied by the person score.
+
+    Args:
+        score: What ranks a detection: the `action` score alone or `person_times_action`.
+        person_threshold: Queries with a lower person score are dropped.
+        keep_all_if_none: Keep every query of a clip in which none reaches the threshold.
+    """
+
+    def __init__(
+        self,
+        score: Literal["action", "person_times_action"] = "action",
+        person_threshold: float = 0.7,
+        keep_all_if_none: bool = True,
+    ) -> None:
+        if score not in ("action", "person_times_action"):
+            raise ValueError(f"postprocess.score {score!r} is neither 'action' nor 'person_times_action'")
+        self.score = score
+        self.person_threshold = person_threshold
+        self.keep_all_if_none = keep_all_if_none
+
+    @torch.no_grad()
+    def __call__(self, output: EVADOutput, sizes: Tensor, original_sizes: Tensor) -> list[Detections]:
+        """Detections of each clip.
+
+        Args:
+            output: Of `EVAD.forward`; the last stage and block count.
+            sizes: (B, 2) valid height and width of the resized clips.
+            original_sizes: (B, 2) height and width of the videos.
+
+        Returns:
+            B detections; boxes are clipped to the image, and a box that lies wholly outside it is left out.
+        """
+        persons = output.person_logits[-1].float().softmax(-1)[..., 0]
+        actions = output.action_logits[-1].float().sigmoid()
+        if self.score == "person_times_action":
+            actions = actions * persons.unsqueeze(-1)
+        scale = (original_sizes / sizes).flip(1).repeat(1, 2).unsqueeze(1)  # (B, 1, 4): x, y, x, y
+        limit = original_sizes.flip(1).repeat(1, 2).unsqueeze(1)
+        boxes = output.boxes[-1].float() * scale
+        boxes = torch.minimum(boxes.clamp(min=0), limit.to(boxes.dtype))
+        keep = persons >= self.person_threshold
+        if self.keep_all_if_none:
+            keep |= ~keep.any(dim=1, keepdim=True)
+        keep &= (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
+        return [
+            Detections(boxes[i, row], persons[i, row], actions[i, row], original_sizes[i])
+            for i, row in enumerate(keep)
+        ]

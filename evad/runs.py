@@ -1,0 +1,99 @@
+"""Run folders: what a run leaves behind, and how later commands start from it.
+
+A run folder holds `config.yaml` (as composed, interpolations kept), `config.resolved.yaml`, `metrics.csv`,
+`checkpoints/last.ckpt`, `checkpoints/best.ckpt` and a log.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from evad.config import conf_dir
+
+CONFIG = "config.yaml"
+
+
+def save_config(cfg: DictConfig, run_dir: Path) -> None:
+    """Write the run's configuration, with interpolations and resolved."""
+    OmegaConf.save(cfg, run_dir / CONFIG)
+    OmegaConf.save(cfg, run_dir / "config.resolved.yaml", resolve=True)
+
+
+def run_of_checkpoint(checkpoint: str | Path) -> Path:
+    """The run folder a checkpoint lies in.
+
+    Raises:
+        FileNotFoundError: if the checkpoint or the run's `config.yaml` is missing.
+    """
+    path = Path(checkpoint).absolute()
+    if not path.is_file():
+        raise FileNotFoundError(f"ckpt_path: no checkpoint at {path}")
+    for folder in path.parents[:2]:
+        if (folder / CONFIG).is_file():
+            return folder
+    raise FileNotFoundError(
+        f"ckpt_path: no {CONFIG} beside or above {path}; a checkpoint is read together with its run folder"
+    )
+
+
+def argument(name: str) -> str | None:
+    """Value of `name=value` on the command line, or None."""
+    values = [arg.partition("=")[2] for arg in sys.argv[1:] if arg.startswith(f"{name}=")]
+    return values[-1].strip("'\"") if values and values[-1] not in ("", "null") else None
+
+
+def hydra_command(function: Callable[[DictConfig], Any]) -> None:
+    """Run `function` with the training configuration and the command line's overrides."""
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="train")(function)()
+
+
+def hydra_command_from_run(function: Callable[[DictConfig], Any], run_dir: Path, output: str) -> None:
+    """Run `function` with the configuration of an earlier run; the command line overrides any key of it.
+
+    Args:
+        function: Takes the config.
+        run_dir: The earlier run.
+        output: Where Hydra writes, below the run folder unless absolute.
+    """
+    given = {arg.partition("=")[0] for arg in sys.argv[1:]}
+    target = run_dir / output
+    defaults = {
+        "hydra.run.dir": str(target),
+        "hydra.sweep.dir": str(target),
+        "hydra.sweep.subdir": "${hydra.job.override_dirname}",
+    }
+    sys.argv += [f"{key}='{value}'" for key, value in defaults.items() if key not in given]
+    hydra.main(version_base="1.3", config_path=str(run_dir), config_name=Path(CONFIG).stem)(function)()
+
+
+def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
+    """Load the detector's weights from one of our checkpoints, without running code from the file.
+
+    Raises:
+        ValueError: if the checkpoint is of another architecture; names the first differences.
+    """
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    state = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+    ours = model.state_dict()
+    missing, unexpected = sorted(ours.keys() - state.keys()), sorted(state.keys() - ours.keys())
+    reshaped = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(ours[name].shape)}"
+        for name in sorted(ours.keys() & state.keys())
+        if ours[name].shape != state[name].shape
+    ]
+    problems = {"missing": missing, "unexpected": unexpected, "other shape": reshaped}
+    found = [f"{len(names)} {kind} ({', '.join(names[:3])}, ...)" for kind, names in problems.items() if names]
+    if found:
+        raise ValueError(
+            f"{checkpoint} is of another architecture than the configuration: {'; '.join(found)}. Use the run's own "
+            "config, or undo the overrides that change the model"
+        )
+    model.load_state_dict(state)

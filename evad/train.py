@@ -1,0 +1,103 @@
+"""Train a detector.
+
+    python -m evad.train                                  # the demo on generated data
+    python -m evad.train experiment=ava_vitb              # the paper's ViT-B on AVA
+    python -m evad.train --multirun model.keep_rate=0.6,0.7,0.8
+    python -m evad.train resume=outputs/mini/2026-01-31_12-00-00
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import lightning as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from evad.build import absolute_paths, build_datamodule, build_module, build_trainer
+from evad.runs import CONFIG, argument, hydra_command, hydra_command_from_run, save_config
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: DictConfig) -> float | None:
+    """One run: everything it leaves is in its folder.
+
+    Returns:
+        The best value of `optimized_metric`, for sweepers.
+    """
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    resume = find_checkpoint(Path(cfg.resume)) if cfg.resume else None
+    absolute_paths(cfg)
+    if resume is None:
+        save_config(cfg, run_dir)
+    else:
+        keep_earlier_metrics(run_dir)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    torch.set_float32_matmul_precision("high")
+
+    datamodule = build_datamodule(cfg)
+    module = build_module(cfg)
+    trainer = build_trainer(cfg)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(flat_parameters(cfg))
+    log.info("run folder: %s", run_dir)
+    trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True)
+    checkpoint = trainer.checkpoint_callback
+    best = getattr(checkpoint, "best_model_score", None)
+    if best is not None:
+        log.info("best %s: %.4f", checkpoint.monitor, best)  # type: ignore[union-attr]
+    value = trainer.callback_metrics.get(cfg.optimized_metric)
+    return None if value is None else float(value)
+
+
+def flat_parameters(cfg: DictConfig) -> dict[str, object]:
+    """The choices that distinguish runs, for the loggers' hyperparameter tables."""
+    model, data = cfg.model, cfg.data
+    keys = ("keep_rate", "w_kf", "roi_extension", "decoder_depth", "context_order", "fill")
+    chosen = {f"model/{key}": model[key] if not hasattr(model[key], "__len__") else str(model[key]) for key in keys}
+    return {
+        **chosen,
+        "name": cfg.name,
+        "seed": cfg.seed,
+        "data/batch_size": data.batch_size,
+        "max_epochs": cfg.trainer.max_epochs,
+    }
+
+
+def find_checkpoint(run_dir: Path) -> Path:
+    """The last checkpoint of a run.
+
+    Raises:
+        FileNotFoundError: if the run never wrote one.
+    """
+    path = run_dir / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        raise FileNotFoundError(f"resume: {path} does not exist; start the run anew")
+    return path
+
+
+def keep_earlier_metrics(run_dir: Path) -> None:
+    """Set the metrics of the interrupted run aside, since the CSV logger starts a new file."""
+    current = run_dir / "metrics.csv"
+    if current.is_file():
+        number = len(list(run_dir.glob("metrics.*.csv")))
+        current.rename(run_dir / f"metrics.{number}.csv")
+
+
+def main() -> None:
+    """Command line: `resume=` takes the configuration from that run."""
+    resume = argument("resume")
+    if resume is None:
+        hydra_command(train)
+        return
+    run_dir = Path(resume).absolute()
+    if not (run_dir / CONFIG).is_file():
+        raise FileNotFoundError(f"resume: {run_dir} is no run folder, it has no {CONFIG}")
+    hydra_command_from_run(train, run_dir, output=".")
+
+
+if __name__ == "__main__":
+    main()
