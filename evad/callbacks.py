@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
+from evad.metrics.efficiency import paper_macs
+from evad.runs import CLASSES
 from evad.structures import Batch
 
 
@@ -43,8 +48,6 @@ class EfficiencyMonitor(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.clips += len(batch)
         if self.gflops is None:
-            from evad.metrics.efficiency import paper_macs
-
             self.gflops = sum(paper_macs(module.model, *batch.clips.shape[2:]).values()) / 1e9
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -63,6 +66,19 @@ class EfficiencyMonitor(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.started += time.perf_counter() - self.paused
+
+
+class ClassNames(Callback):
+    """Writes the name of every model output into the run folder, so that a run can be used without its data."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.path = run_dir / CLASSES
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        names = {str(i): datamodule.class_names.get(i, f"action {i}") for i in datamodule.class_ids}
+        self.path.write_text(json.dumps(names, indent=2) + "\n")
 
 
 def wandb_logger(save_dir: str, mode: str = "offline", **options: Any) -> WandbLogger:

@@ -113,7 +113,7 @@ class EVADModule(L.LightningModule):
 
     def epoch_now(self) -> float:
         """Fractional epoch of the next optimizer step."""
-        return self.global_step / max(self.steps_per_epoch(), 1)
+        return self.global_step / self.steps_per_epoch()
 
     def run_with_teacher(self, batch: Batch) -> EVADOutput:
         """Forward pass in which matched actors read the features of their ground-truth boxes."""
@@ -181,4 +181,4 @@ class EVADModule(L.LightningModule):
 
     def steps_per_epoch(self) -> float:
         """Optimizer steps per epoch."""
-        return self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        return self.trainer.estimated_stepping_batches / max(self.trainer.max_epochs or 1, 1)

@@ -1,7 +1,8 @@
 """Run folders: what a run leaves behind, and how later commands start from it.
 
 A run folder holds `config.yaml` (as composed, interpolations kept), `config.resolved.yaml`, `metrics.csv`,
-`checkpoints/last.ckpt`, `checkpoints/best.ckpt` and a log.
+`classes.json` (action id -> name, one entry per model output), `checkpoints/last.ckpt`, `checkpoints/best.ckpt` and a
+log.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import nn
 from evad.config import conf_dir
 
 CONFIG = "config.yaml"
+CLASSES = "classes.json"
 
 
 def save_config(cfg: DictConfig, run_dir: Path) -> None:

@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from evad.build import absolute_paths, build_datamodule, build_module, build_trainer
+from evad.callbacks import ClassNames
 from evad.runs import CONFIG, argument, hydra_command, hydra_command_from_run, save_config
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ def train(cfg: DictConfig) -> float | None:
     datamodule = build_datamodule(cfg)
     module = build_module(cfg)
     trainer = build_trainer(cfg)
+    trainer.callbacks.append(ClassNames(run_dir))  # type: ignore[attr-defined]
     for logger in trainer.loggers:
         logger.log_hyperparams(flat_parameters(cfg))
     log.info("run folder: %s", run_dir)

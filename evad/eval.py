@@ -1,0 +1,84 @@
+"""Evaluate a checkpoint on the validation set of its run.
+
+    python -m evad.eval ckpt_path=outputs/mini/.../checkpoints/best.ckpt
+    python -m evad.eval ckpt_path=... model.keep_rate=0.8            # other keep rate, same weights (Fig. 7)
+    python -m evad.eval --multirun ckpt_path=... model.keep_rate=1.0,0.9,0.8,0.7,0.6
+
+Model and data come from the run's config; any key can be overridden. Writes detections.csv and metrics.json.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from evad.build import build_datamodule, build_module, build_trainer
+from evad.lightning_module import EVADModule
+from evad.metrics.ava_csv import write_rows
+from evad.metrics.efficiency import paper_macs
+from evad.runs import argument, hydra_command_from_run, load_weights, run_of_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(cfg: DictConfig) -> float:
+    """Validate once and write what was found.
+
+    Returns:
+        mAP, as a fraction of 1.
+    """
+    output = Path(HydraConfig.get().runtime.output_dir)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    datamodule = build_datamodule(cfg)
+    module = build_module(cfg)
+    load_weights(module.model, cfg.ckpt_path)
+    trainer = build_trainer(cfg, logger=False, callbacks=progress_only(cfg))
+    trainer.validate(module, datamodule, verbose=False)
+    assert module.metric is not None
+    write_rows(output / "detections.csv", module.metric.detections_frame())
+    report = metrics_report(cfg, module, datamodule)
+    (output / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
+    log.info("mAP@0.5 %.4f, person AP %.4f; %s", report["mAP"], report["person_AP"], output)
+    return report["mAP"]
+
+
+def progress_only(cfg: DictConfig) -> list[Any]:
+    """The config's progress bar, no other callback."""
+    return [instantiate(cfg.callbacks.progress)] if cfg.callbacks.get("progress") else []
+
+
+def metrics_report(cfg: DictConfig, module: EVADModule, datamodule: Any) -> dict[str, Any]:
+    """Content of metrics.json; NaN (a class without ground truth) becomes null."""
+    scores = {name: None if math.isnan(value) else value for name, value in module.scores.items()}
+    names = datamodule.class_names
+    per_class = {
+        names.get(int(name[3:]), name[3:]): value for name, value in scores.items() if name.startswith("AP/")
+    }
+    report = {name: value for name, value in scores.items() if not name.startswith("AP/")}
+    report["per_class"] = per_class
+    keep_rate = cfg.model.keep_rate
+    report["keep_rate"] = list(keep_rate) if OmegaConf.is_list(keep_rate) else keep_rate
+    clips = next(iter(datamodule.val_dataloader())).clips
+    report["gflops"] = sum(paper_macs(module.model, *clips.shape[2:]).values()) / 1e9
+    report["checkpoint"] = str(Path(cfg.ckpt_path).absolute())
+    return report
+
+
+def main() -> None:
+    """Command line; the configuration is that of the checkpoint's run."""
+    checkpoint = argument("ckpt_path")
+    if checkpoint is None:
+        raise SystemExit("python -m evad.eval needs ckpt_path=<run>/checkpoints/best.ckpt")
+    hydra_command_from_run(evaluate, run_of_checkpoint(checkpoint), output="eval/${now:%Y-%m-%d_%H-%M-%S}")
+
+
+if __name__ == "__main__":
+    main()
