@@ -16,15 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 
 from evad.build import build_datamodule, build_module, build_trainer
 from evad.lightning_module import EVADModule
-from evad.metrics.ava_csv import write_rows
+from evad.metrics.csv_rows import write_rows
 from evad.metrics.efficiency import paper_macs
+from evad.models.postprocess import PostProcess
 from evad.runs import argument, hydra_command_from_run, load_weights, run_of_checkpoint
+from evad.visualization import draw_detections, readable_scale
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +48,10 @@ def evaluate(cfg: DictConfig) -> float:
     trainer = build_trainer(cfg, logger=False, callbacks=progress_only(cfg))
     trainer.validate(module, datamodule, verbose=False)
     assert module.metric is not None
-    write_rows(output / "detections.csv", module.metric.detections_frame())
+    write_rows(module.metric.detections_frame(), output / "detections.csv")
     report = metrics_report(cfg, module, datamodule)
     (output / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
+    draw_examples(module, datamodule, output / "frames", cfg.examples)
     log.info("mAP@0.5 %.4f, person AP %.4f; %s", report["mAP"], report["person_AP"], output)
     return report["mAP"]
 
@@ -70,6 +76,30 @@ def metrics_report(cfg: DictConfig, module: EVADModule, datamodule: Any) -> dict
     report["gflops"] = sum(paper_macs(module.model, *clips.shape[2:]).values()) / 1e9
     report["checkpoint"] = str(Path(cfg.ckpt_path).absolute())
     return report
+
+
+def draw_examples(module: EVADModule, datamodule: Any, folder: Path, count: int) -> None:
+    """Pictures of `count` keyframes, evenly spaced over the validation set: detections coloured, ground truth white.
+
+    Only queries with a person score of 0.5 or more are drawn.
+    """
+    folder.mkdir(exist_ok=True)
+    dataset = datamodule.val_dataset
+    names = [datamodule.class_names.get(i, f"action {i}") for i in datamodule.class_ids]
+    show = PostProcess(module.postprocess.score, person_threshold=0.5, keep_all_if_none=False)
+    for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist():
+        keyframe = dataset.keyframes[index]
+        batch = datamodule.collate([dataset[index]]).to(module.device)
+        with torch.inference_mode():
+            found = show(module.model(batch.clips, batch.sizes), batch.sizes, batch.original_sizes)[0].to("cpu")
+        frame = dataset.keyframe_image(index)
+        height, width = frame.shape[:2]
+        truth = [
+            (box * (width, height, width, height), "\n".join(names[k] for k in np.flatnonzero(labels)))
+            for box, labels in zip(keyframe.boxes, keyframe.labels)
+        ]
+        picture = draw_detections(frame, found, names, scale=readable_scale(height), truth=truth)
+        Image.fromarray(picture).save(folder / f"{keyframe.video.replace('/', '_')}_{keyframe.timestamp}.png")
 
 
 def main() -> None:

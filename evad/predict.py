@@ -27,11 +27,9 @@ from evad.data.video import VideoReader, open_video
 from evad.models.postprocess import PostProcess
 from evad.runs import CLASSES, argument, hydra_command_from_run, load_weights, run_of_checkpoint
 from evad.structures import Clip, Detections, Target
-from evad.visualization import draw_detections, write_video
+from evad.visualization import draw_detections, readable_scale, write_video
 
 log = logging.getLogger(__name__)
-READABLE_HEIGHT = 360  # smaller videos are enlarged before drawing
-
 
 def predict(cfg: DictConfig) -> Path:
     """Annotate one video.
@@ -88,7 +86,7 @@ def annotated_frames(
 ) -> Iterator[np.ndarray]:
     """Every frame with the detections of the nearest keyframe."""
     keyframes = np.array(sorted(found))
-    scale = max(1, -(-READABLE_HEIGHT // reader.height)) if reader.height < READABLE_HEIGHT else 1
+    scale = readable_scale(reader.height)
     for index in range(reader.num_frames):
         nearest = int(keyframes[np.abs(keyframes - index).argmin()])
         yield draw_detections(reader.read([index])[0], found[nearest], names, score_threshold, scale=scale)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import pandas as pd
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -27,6 +28,12 @@ def save_config(cfg: DictConfig, run_dir: Path) -> None:
     """Write the run's configuration, with interpolations and resolved."""
     OmegaConf.save(cfg, run_dir / CONFIG)
     OmegaConf.save(cfg, run_dir / "config.resolved.yaml", resolve=True)
+
+
+def read_metrics(run_dir: Path) -> pd.DataFrame:
+    """All logged values of a run, parts written before a resume first."""
+    parts = [*sorted(run_dir.glob("metrics.*.csv")), run_dir / "metrics.csv"]
+    return pd.concat([pd.read_csv(part) for part in parts if part.is_file()], ignore_index=True)
 
 
 def run_of_checkpoint(checkpoint: str | Path) -> Path:

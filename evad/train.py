@@ -14,11 +14,13 @@ from pathlib import Path
 import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from evad.build import absolute_paths, build_datamodule, build_module, build_trainer
 from evad.callbacks import ClassNames
-from evad.runs import CONFIG, argument, hydra_command, hydra_command_from_run, save_config
+from evad.runs import CONFIG, argument, hydra_command, hydra_command_from_run, read_metrics, save_config
+from evad.visualization import plot_learning_curve
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +49,22 @@ def train(cfg: DictConfig) -> float | None:
         logger.log_hyperparams(flat_parameters(cfg))
     log.info("run folder: %s", run_dir)
     trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True)
+    draw_learning_curve(run_dir)
     checkpoint = trainer.checkpoint_callback
     best = getattr(checkpoint, "best_model_score", None)
     if best is not None:
         log.info("best %s: %.4f", checkpoint.monitor, best)  # type: ignore[union-attr]
     value = trainer.callback_metrics.get(cfg.optimized_metric)
     return None if value is None else float(value)
+
+
+@rank_zero_only
+def draw_learning_curve(run_dir: Path) -> None:
+    """Write learning_curve.png from the run's metrics, where it logged any validation."""
+    if (run_dir / "metrics.csv").is_file():
+        metrics = read_metrics(run_dir)
+        if "val/mAP" in metrics:
+            plot_learning_curve(metrics, run_dir / "learning_curve.png")
 
 
 def flat_parameters(cfg: DictConfig) -> dict[str, object]:

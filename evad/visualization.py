@@ -21,6 +21,13 @@ import matplotlib.pyplot as plt
 # Colour-blind safe (Okabe and Ito), one per actor.
 COLOURS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"]
 
+READABLE_HEIGHT = 360
+
+
+def readable_scale(height: int) -> int:
+    """Whole-number enlargement that makes a frame of `height` pixels large enough to write on."""
+    return max(1, -(-READABLE_HEIGHT // height))
+
 
 def draw_detections(
     frame: np.ndarray,
