@@ -47,8 +47,8 @@ def evaluate(cfg: DictConfig) -> float:
     load_weights(module.model, cfg.ckpt_path)
     trainer = build_trainer(cfg, logger=False, callbacks=progress_only(cfg))
     trainer.validate(module, datamodule, verbose=False)
-    assert module.metric is not None
-    write_rows(module.metric.detections_frame(), output / "detections.csv")
+    metric: Any = module.metric
+    write_rows(metric.detections_frame(), output / "detections.csv")
     report = metrics_report(cfg, module, datamodule)
     (output / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
     draw_examples(module, datamodule, output / "frames", cfg.examples)
@@ -65,10 +65,8 @@ def metrics_report(cfg: DictConfig, module: EVADModule, datamodule: Any) -> dict
     """Content of metrics.json; NaN (a class without ground truth) becomes null."""
     scores = {name: None if math.isnan(value) else value for name, value in module.scores.items()}
     names = datamodule.class_names
-    per_class = {
-        names.get(int(name[3:]), name[3:]): value for name, value in scores.items() if name.startswith("AP/")
-    }
-    report = {name: value for name, value in scores.items() if not name.startswith("AP/")}
+    per_class = {names.get(int(name[3:]), name[3:]): value for name, value in scores.items() if name.startswith("AP/")}
+    report: dict[str, Any] = {name: value for name, value in scores.items() if not name.startswith("AP/")}
     report["per_class"] = per_class
     keep_rate = cfg.model.keep_rate
     report["keep_rate"] = list(keep_rate) if OmegaConf.is_list(keep_rate) else keep_rate

@@ -31,6 +31,7 @@ from evad.visualization import draw_detections, readable_scale, write_video
 
 log = logging.getLogger(__name__)
 
+
 def predict(cfg: DictConfig) -> Path:
     """Annotate one video.
 
@@ -60,7 +61,9 @@ def predict(cfg: DictConfig) -> Path:
     path = output / f"{Path(cfg.video).stem}.mp4"
     frames = annotated_frames(reader, found, list(names.values()), cfg.predict.score_threshold)
     count = write_video(path, track(frames, description="Drawing", total=reader.num_frames), reader.fps)
-    log.info("%d frames, %d keyframes, %d actors; %s", count, len(found), sum(len(d.boxes) for d in found.values()), path)
+    log.info(
+        "%d frames, %d keyframes, %d actors; %s", count, len(found), sum(len(d.boxes) for d in found.values()), path
+    )
     return path
 
 

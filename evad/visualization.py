@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 # Colour-blind safe (Okabe and Ito), one per actor.
 COLOURS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"]
 
-READABLE_HEIGHT = 360
+READABLE_HEIGHT = 512
 
 
 def readable_scale(height: int) -> int:
@@ -55,11 +55,12 @@ def draw_detections(
     height, width = frame.shape[:2]
     image = Image.fromarray(frame).resize((width * scale, height * scale), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size=max(11, image.height // 32))
+    font = ImageFont.load_default(size=max(11, image.height // 40))
     for box, text in truth:
         _labelled_box(draw, [value * scale for value in box], text, "white", font, below=True)
     for number, (box, actions) in enumerate(zip(detections.boxes.tolist(), detections.action_scores)):
-        best = [k for k in torch.argsort(actions, descending=True)[:top_actions].tolist() if actions[k] >= score_threshold]
+        order = torch.argsort(actions, descending=True)[:top_actions].tolist()
+        best = [k for k in order if actions[k] >= score_threshold]
         text = "\n".join(f"{names[k]} {actions[k]:.2f}" for k in best)
         _labelled_box(draw, [value * scale for value in box], text, COLOURS[number % len(COLOURS)], font)
     return np.asarray(image)

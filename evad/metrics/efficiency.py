@@ -6,6 +6,8 @@ attention counted as its two matrix products. Norms, activations, softmax and Ro
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from evad.models.classification import ClassificationBranch
@@ -33,7 +35,8 @@ def paper_macs(model: EVAD, num_frames: int, height: int, width: int) -> dict[st
         height: Padded height in pixels.
         width: Padded width in pixels.
     """
-    encoder, patch = model.encoder, model.encoder.patch_embed.patch
+    encoder = model.encoder
+    patch = encoder.patch_embed.patch
     grid = (num_frames // encoder.patch_embed.tubelet, height // patch, width // patch)
     tokens = token_counts(encoder, grid)
     queries = model.localization.proposal_boxes.shape[0]
@@ -50,6 +53,7 @@ def token_counts(encoder: VideoTransformer, grid: tuple[int, int, int]) -> list[
     """Tokens entering each block, and behind the last one."""
     frame = grid[1] * grid[2]
     counts = [grid[0] * frame]
+    block: Any
     for block in encoder.blocks:
         n = counts[-1]
         counts.append(n if block.pruning is None else frame + num_kept(block.pruning.keep_rate, n, frame))
@@ -59,6 +63,7 @@ def token_counts(encoder: VideoTransformer, grid: tuple[int, int, int]) -> list[
 def encoder_macs(encoder: VideoTransformer, tokens: list[int]) -> int:
     """Attention over the tokens that enter a block, feed-forward over those that survive it."""
     total = 0
+    block: Any
     for block, entering, leaving in zip(encoder.blocks, tokens, tokens[1:]):
         total += entering * weights_of(block.attn) + 2 * entering**2 * encoder.dim
         total += leaving * weights_of(block.mlp)
@@ -78,6 +83,7 @@ def localization_macs(branch: LocalizationBranch) -> int:
     """Every dynamic head for Q queries; RoIAlign is not counted."""
     queries, dim = branch.proposal_features.shape
     total = 0
+    head: Any
     for head in branch.heads:
         generated = 2 * dim * head.interaction.dim_dynamic * branch.roi_size**2
         total += queries * (weights_of(head) + generated) + 2 * queries**2 * dim
@@ -88,6 +94,7 @@ def classification_macs(branch: ClassificationBranch, tokens: int, queries: int)
     """Projection of M tokens, then all decoder blocks over M + Q tokens with their action heads."""
     total = tokens * weights_of(branch.project)
     both, dim = tokens + queries, branch.project.out_features
-    for block, head in zip(branch.decoder.blocks, branch.decoder.heads):
+    decoder: Any = branch.decoder
+    for block, head in zip(decoder.blocks, decoder.heads):
         total += both * weights_of(block) + 2 * both**2 * dim + queries * weights_of(head)
     return total

@@ -144,9 +144,7 @@ class SetCriterion(nn.Module):
         return total / mean_over_ranks(weight[classes].sum())
 
     @staticmethod
-    def box_losses(
-        boxes: Tensor, targets: list[Target], matches: list[Match], sizes: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def box_losses(boxes: Tensor, targets: list[Target], matches: list[Match], sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of L1 and 1 - GIoU over matched boxes (B, Q, 4)."""
         scale = image_scale(sizes, boxes.dtype)
         predicted = torch.cat([boxes[clip, queries] for clip, (queries, _) in enumerate(matches)])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from evad.models.encoder import EncoderOutput
+from evad.models.classification import ClassificationBranch
+from evad.models.encoder import EncoderOutput, VideoTransformer
+from evad.models.fpn import KeyframePyramid
+from evad.models.localization import LocalizationBranch
 from evad.structures import EVADOutput
 
 
@@ -18,7 +21,13 @@ class EVAD(nn.Module):
         classification: Tokens, boxes and sizes -> actor features and action logits.
     """
 
-    def __init__(self, encoder: nn.Module, pyramid: nn.Module, localization: nn.Module, classification: nn.Module):
+    def __init__(
+        self,
+        encoder: VideoTransformer,
+        pyramid: KeyframePyramid,
+        localization: LocalizationBranch,
+        classification: ClassificationBranch,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.pyramid = pyramid
@@ -43,7 +52,7 @@ class EVAD(nn.Module):
     def classify(
         self, encoded: EncoderOutput, person_logits: Tensor, boxes: Tensor, actor_boxes: Tensor, sizes: Tensor
     ) -> EVADOutput:
-        """Actions of the actors in `actor_boxes` (B, Q, 4): the last stage's boxes, or better ones in early training."""
+        """Actions of the actors in `actor_boxes` (B, Q, 4): the last stage's, or better ones early in training."""
         roi_features, action_logits = self.classification(encoded.tokens, actor_boxes, sizes)
         return EVADOutput(
             person_logits=person_logits,

@@ -141,7 +141,7 @@ class LocalizationBranch(nn.Module):
         canonical_size: Side in pixels of a box that belongs on the second-coarsest level.
         initial_boxes: Q rows (cx, cy, w, h) in [0, 1]; None starts every query at the whole image, as the paper does.
         delta_gain: Scale of the initial box-delta weights; below 1 the first boxes stay near the proposals.
-        **head: Arguments of every `DynamicHead`.
+        **head_options: Arguments of every `DynamicHead`.
     """
 
     def __init__(
@@ -154,18 +154,19 @@ class LocalizationBranch(nn.Module):
         canonical_size: float = 224,
         initial_boxes: Sequence[Sequence[float]] | None = None,
         delta_gain: float = 1.0,
-        **head: int,
+        **head_options: int,
     ) -> None:
         super().__init__()
         self.strides, self.roi_size, self.canonical_size = list(strides), roi_size, canonical_size
         self.proposal_boxes = nn.Parameter(proposals(num_queries, initial_boxes))
         self.proposal_features = nn.Parameter(torch.empty(num_queries, dim))
-        self.heads = nn.ModuleList(DynamicHead(dim=dim, roi_size=roi_size, **head) for _ in range(num_stages))
+        heads = [DynamicHead(dim=dim, roi_size=roi_size, **head_options) for _ in range(num_stages)]
+        self.heads = nn.ModuleList(heads)
         xavier_init(self)
         nn.init.xavier_uniform_(self.proposal_features)
         with torch.no_grad():
-            for module in self.heads:
-                module.box_deltas.weight.mul_(delta_gain)
+            for head in heads:
+                head.box_deltas.weight.mul_(delta_gain)
 
     def forward(self, levels: list[Tensor], sizes: Tensor) -> tuple[Tensor, Tensor]:
         """Persons in the keyframe.

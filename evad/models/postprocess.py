@@ -59,6 +59,5 @@ class PostProcess:
             keep |= ~keep.any(dim=1, keepdim=True)
         keep &= (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
         return [
-            Detections(boxes[i, row], persons[i, row], actions[i, row], original_sizes[i])
-            for i, row in enumerate(keep)
+            Detections(boxes[i, row], persons[i, row], actions[i, row], original_sizes[i]) for i, row in enumerate(keep)
         ]
