@@ -41,7 +41,10 @@ def load_config(overrides: list[str] | None = None, config_name: str = "train") 
 
     Args:
         overrides: As on the command line, e.g. `["experiment=ava_vitb", "model.keep_rate=0.8"]`.
-        config_name: `train`, `eval`, `predict` or `benchmark`.
+        config_name: File below `conf/`, without its ending.
+
+    Raises:
+        hydra.errors.ConfigCompositionException: if an override names a key or group that does not exist.
     """
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):

@@ -9,10 +9,12 @@ python -m evad.train resume=outputs/mini/2026-01-31_12-00-00
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 
 import lightning as L
 import torch
+import wandb
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
@@ -48,7 +50,10 @@ def train(cfg: DictConfig) -> float | None:
     for logger in trainer.loggers:
         logger.log_hyperparams(flat_parameters(cfg))
     log.info("run folder: %s", run_dir)
-    trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True)
+    try:
+        trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True)
+    finally:
+        finish_wandb()
     draw_learning_curve(run_dir)
     checkpoint = trainer.checkpoint_callback
     best = getattr(checkpoint, "best_model_score", None)
@@ -56,6 +61,12 @@ def train(cfg: DictConfig) -> float | None:
         log.info("best %s: %.4f", checkpoint.monitor, best)  # type: ignore[union-attr]
     value = trainer.callback_metrics.get(cfg.optimized_metric)
     return None if value is None else float(value)
+
+
+def finish_wandb() -> None:
+    """Close the W&B run, so that the next job of a sweep gets its own, also after a failure."""
+    if wandb.run is not None:
+        wandb.finish(exit_code=int(sys.exc_info()[0] is not None), quiet=True)
 
 
 @rank_zero_only

@@ -116,3 +116,18 @@ def plot_learning_curve(metrics: pd.DataFrame, path: Path) -> None:
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def plot_training_cost(table: pd.DataFrame, path: Path) -> None:
+    """Memory and time of a training step by keep rate, one line per image size (Fig. 6)."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
+    columns = [("peak_memory_mb", "peak memory in MiB"), ("latency_ms", "training step in ms")]
+    for axis, (column, label) in zip(axes, columns):
+        for colour, (size, rows) in zip(COLOURS[1:], table.groupby("size")):
+            axis.plot(rows["keep_rate"], rows[column], marker="o", label=f"{size} pixels", color=colour)
+        axis.set(xlabel="keep rate", ylabel=label, ylim=(0, None))
+        axis.invert_xaxis()
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

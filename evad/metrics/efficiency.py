@@ -98,3 +98,43 @@ def classification_macs(branch: ClassificationBranch, tokens: int, queries: int)
     for block, head in zip(decoder.blocks, decoder.heads):
         total += both * weights_of(block) + 2 * both**2 * dim + queries * weights_of(head)
     return total
+
+
+def executed_macs(model: EVAD, num_frames: int, height: int, width: int, training: bool = False) -> dict[str, int]:
+    """MACs of one clip that are really computed, part by part; arguments and parts as for `paper_macs`.
+
+    Differs from the paper's count by three savings and one addition: pyramid laterals run before enlargement; the last
+    decoder block computes actors only; at inference the inner decoder blocks have no action head; pruning blocks compute
+    their attention scores a second time to sum them (the fused attention keeps none).
+    """
+    counted = paper_macs(model, num_frames, height, width)
+    encoder, patch = model.encoder, model.encoder.patch_embed.patch
+    grid = (num_frames // encoder.patch_embed.tubelet, height // patch, width // patch)
+    tokens = token_counts(encoder, grid)
+    queries = model.localization.proposal_boxes.shape[0]
+    counted["encoder"] += score_macs(encoder, tokens)
+    counted["pyramid"] -= sum(
+        (int(grid[1] * scale) * int(grid[2] * scale) - grid[1] * grid[2]) * weights_of(lateral)
+        for scale, lateral in zip(model.pyramid.SCALES, model.pyramid.lateral)
+        if scale > 1
+    )
+    counted["classification"] -= decoder_savings(model.classification, tokens[-1], queries, training)
+    return counted
+
+
+def score_macs(encoder: VideoTransformer, tokens: list[int]) -> int:
+    """Attention logits of pruning blocks and their weighted sum: what the importance scores cost."""
+    block: Any
+    return sum(
+        entering**2 * (encoder.dim + 1) for block, entering in zip(encoder.blocks, tokens) if block.pruning is not None
+    )
+
+
+def decoder_savings(branch: ClassificationBranch, tokens: int, queries: int, training: bool) -> int:
+    """Context tokens in the last block (no query, projection, feed-forward), inner action heads at inference."""
+    decoder: Any = branch.decoder
+    dim, last = branch.project.out_features, decoder.blocks[-1]
+    saved = tokens * (weights_of(last) - 2 * dim**2) + 2 * tokens * (tokens + queries) * dim
+    if not training:
+        saved += queries * sum(weights_of(head) for head in decoder.heads[:-1])
+    return saved

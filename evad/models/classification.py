@@ -61,6 +61,9 @@ class ContextRefinementDecoder(nn.Module):
         hidden_dim: Hidden width of each block's action head.
         mlp_ratio: Width of the feed-forward layers relative to D.
         drop_path: Drop-path probability of the last block; it grows linearly from 0.
+
+    Raises:
+        ValueError: if there is no block.
     """
 
     def __init__(
@@ -112,7 +115,11 @@ class ClassificationBranch(nn.Module):
         stride: Pixels per token along each side.
         roi_extension: (x, y) by which boxes are widened before RoIAlign.
         roi_size: Bins along each side of an RoI.
-        fill: What stands at dropped positions: a learnable `mask_token` (released code) or `zeros` (paper).
+        fill: What stands at dropped positions: a learnable `mask_token` (released code) or `zeros` (paper). Either gets
+            position codes.
+
+    Raises:
+        ValueError: if `fill` is another word, or `roi_extension` is not two numbers >= 0.
     """
 
     def __init__(
@@ -167,7 +174,10 @@ class ClassificationBranch(nn.Module):
         All slices share the boxes, so they are stacked as channels and aligned in one call.
 
         Args:
-            volume: (B, T' * H' * W', D).
+            volume: (B, T' * H' * W', D) in time, row, column order.
+            grid: (T', H', W').
+            boxes: (B, Q, 4) xyxy pixels of the unpadded clip.
+            sizes: (B, 2) valid height and width in pixels.
 
         Returns:
             (B, Q, D).

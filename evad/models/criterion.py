@@ -39,10 +39,20 @@ def image_scale(sizes: Tensor, dtype: torch.dtype) -> Tensor:
     return sizes.flip(1).to(dtype).repeat(1, 2).unsqueeze(1)
 
 
-class HungarianMatcher:
-    """One-to-one assignment of ground-truth boxes to queries at minimal cost.
+def at_least_float32(value: Tensor) -> Tensor:
+    """Logits of a half-precision forward pass in float32: their losses and normalisers are sums over many queries."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
-    Cost = person * (-p_person) + l1 * L1(boxes / image size) + giou * (-GIoU).
+
+class HungarianMatcher:
+    """One-to-one assignment of ground-truth boxes to queries at minimal cost (App. B).
+
+    Cost = person * (-p_person) + l1 * L1(boxes / image size) + giou * (-GIoU in pixels).
+
+    Args:
+        person: Weight of the person probability.
+        l1: Weight of the L1 distance.
+        giou: Weight of the generalized IoU.
     """
 
     def __init__(self, person: float = 2.0, l1: float = 5.0, giou: float = 2.0) -> None:
@@ -59,7 +69,7 @@ class HungarianMatcher:
             sizes: (B, 2) valid height and width in pixels.
 
         Returns:
-            Per clip, (query indices, box indices), ascending in query index.
+            Per clip, (query indices, box indices), ascending in query index; min(Q, n) pairs.
 
         Raises:
             ValueError: if a cost is not finite (the model diverged).
@@ -123,15 +133,19 @@ class SetCriterion(nn.Module):
             output: Of `EVAD.forward` in training mode.
             targets: B targets; clips without boxes are allowed.
             sizes: (B, 2) valid height and width in pixels.
+
+        Raises:
+            ValueError: if a matching cost is not finite (the model diverged).
         """
         num_boxes = output.boxes.new_tensor(float(sum(len(target.boxes) for target in targets)))
         num_boxes = mean_over_ranks(num_boxes).clamp(min=1)
         stages = []
-        for logits, boxes in zip(output.person_logits, output.boxes):
+        for logits, boxes in zip(at_least_float32(output.person_logits), output.boxes):
             matches = self.matcher(logits, boxes, targets, sizes)
             stages.append((self.person_loss(logits, matches), *self.box_losses(boxes, targets, matches, sizes)))
         person, l1, giou = (torch.stack(terms) for terms in zip(*stages))
-        action = self.action_loss(output.action_logits, targets, matches)
+        # `matches` are those of the last stage: its boxes are the ones whose actions were classified.
+        action = self.action_loss(at_least_float32(output.action_logits), targets, matches)
         return Losses(person, l1 / num_boxes, giou / num_boxes, action)
 
     def person_loss(self, logits: Tensor, matches: list[Match]) -> Tensor:

@@ -110,6 +110,10 @@ class VideoTransformer(nn.Module):
         mlp_ratio: Width of the feed-forward layers relative to C.
         drop_path: Drop-path probability of the last block; it grows linearly from 0.
         activation_checkpointing: Recompute each block in the backward pass instead of storing it.
+
+    Raises:
+        ValueError: if a map or pruning block does not exist, a keep rate is outside (0, 1], or a list of keep rates has
+            another length than `depth`.
     """
 
     def __init__(
@@ -154,7 +158,12 @@ class VideoTransformer(nn.Module):
         xavier_init(self)
 
     def forward(self, clips: Tensor) -> EncoderOutput:
-        """Encode normalised clips (B, 3, T, H, W)."""
+        """Encode normalised clips (B, 3, T, H, W).
+
+        Raises:
+            ValueError: if a clip is not a whole number of cubes, has another length than `num_frames`, or has too few
+                tokens for the keep rate.
+        """
         x, grid = self.patch_embed(clips)
         tokens = Tokens.from_grid(x + self.positions(grid), grid)
         maps: list[Tensor] = []
@@ -178,6 +187,8 @@ class VideoTransformer(nn.Module):
 
 def rate_per_block(keep_rate: float | Sequence[float], depth: int, prune_blocks: Sequence[int]) -> list[float]:
     """Keep rate of each of `depth` blocks: 1 everywhere but in the 1-based `prune_blocks`.
+
+    A list of rates, one per block, stands for itself; `prune_blocks` has no say then.
 
     Raises:
         ValueError: if a rate lies outside (0, 1], a block does not exist, or a list has another length than `depth`.

@@ -40,6 +40,9 @@ class EVAD(nn.Module):
         Args:
             clips: (B, 3, T, H, W) normalised clips, padded with 0 on the right and at the bottom.
             sizes: (B, 2) int64, valid height and width of each clip in pixels.
+
+        Returns:
+            The same in training and evaluation, but that only training has action logits of every decoder block.
         """
         encoded = self.encoder(clips)
         person_logits, boxes = self.localize(encoded, sizes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -200,9 +201,9 @@ def proposals(num_queries: int, initial_boxes: Sequence[Sequence[float]] | None)
     """
     if initial_boxes is None:
         return torch.tensor([0.5, 0.5, 1.0, 1.0]).repeat(num_queries, 1)
-    boxes = torch.tensor([list(row) for row in initial_boxes], dtype=torch.float32)
-    if boxes.shape != (num_queries, 4) or boxes.min() < 0 or boxes.max() > 1:
+    rows = np.array(initial_boxes, dtype=np.float32)  # checked outside torch: the model may be built on the meta device
+    if rows.shape != (num_queries, 4) or rows.min() < 0 or rows.max() > 1:
         raise ValueError(
-            f"initial_boxes of shape {tuple(boxes.shape)} must be {num_queries} rows of cx, cy, w, h within [0, 1]"
+            f"initial_boxes of shape {rows.shape} must be {num_queries} rows of cx, cy, w, h within [0, 1]"
         )
-    return boxes
+    return torch.tensor(rows)

@@ -19,12 +19,30 @@ def sine_cosine_table(num_positions: int, dim: int) -> Tensor:
     return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float()
 
 
+@torch.no_grad()
+def resize_table(table: Tensor, grid: tuple[int, int, int], size: tuple[int, int]) -> Tensor:
+    """Bicubic resize of every temporal slice by itself.
+
+    Args:
+        table: (T' * h * w, C) codes of `grid` = (T', h, w) in time, row, column order.
+        grid: Cells of the table.
+        size: (H', W') wanted.
+
+    Returns:
+        (T' * H' * W', C).
+    """
+    slices = table.view(*grid, -1).permute(0, 3, 1, 2)  # (T', h, w, C) -> (T', C, h, w)
+    slices = F.interpolate(slices, size=size, mode="bicubic", align_corners=False)
+    return slices.permute(0, 2, 3, 1).flatten(0, 2)  # (T', C, H', W') -> (T' * H' * W', C)
+
+
 class GridPositions(nn.Module):
     """Position codes for the tokens of a clip of any size.
 
-    The table is defined on a base grid (14 x 14 positions per slice for 224-pixel pretraining, REFERENCE VideoMAE)
-    and resized bicubically, slice by slice, for other image sizes. The last resized table is kept, because a
-    validation set or a video has one size.
+    The table is defined on a base grid (14 x 14 positions per slice for VideoMAE's pretraining on 224 pixels) and
+    resized for other image sizes. The last resized table is kept, because a validation set or a video has one size.
+    The sine-cosine table is a constant that no checkpoint stores; a table that came with pretrained weights is stored,
+    and found again when such a checkpoint is loaded.
 
     Args:
         dim: Channels C of the codes.
@@ -40,7 +58,22 @@ class GridPositions(nn.Module):
         self.register_buffer(
             "table", sine_cosine_table(num_slices * base_grid[0] * base_grid[1], dim), persistent=False
         )
-        self._resized: tuple[tuple, Tensor] | None = None
+        self._resized: tuple[Tensor, tuple[int, int, int], Tensor] | None = None  # of this table, for this grid
+        self.register_load_state_dict_pre_hook(_expect_stored_table)
+
+    def replace(self, table: Tensor) -> None:
+        """Use other codes than sine and cosine; from now on they are saved with the weights.
+
+        Args:
+            table: (T' * h * w, C) codes of the base grid.
+
+        Raises:
+            ValueError: if the table has another shape.
+        """
+        if table.shape != self.table.shape:
+            raise ValueError(f"position table {tuple(table.shape)} instead of {tuple(self.table.shape)}")
+        self.register_buffer("table", table.detach().to(self.table, copy=True), persistent=True)
+        self._resized = None
 
     def forward(self, grid: tuple[int, int, int]) -> Tensor:
         """Codes of every cell of `grid` = (T', H', W').
@@ -58,13 +91,13 @@ class GridPositions(nn.Module):
             )
         if tuple(grid) == self.base_grid:
             return self.table
-        key = (tuple(grid), self.table.dtype, self.table.device, self.table._version, self.table.data_ptr())
-        if self._resized is None or self._resized[0] != key:
-            self._resized = (key, self._resize(grid))
-        return self._resized[1]
+        if self._resized is None or self._resized[0] is not self.table or self._resized[1] != tuple(grid):
+            self._resized = (self.table, tuple(grid), resize_table(self.table, self.base_grid, grid[1:]))
+        return self._resized[2]
 
-    @torch.no_grad()
-    def _resize(self, grid: tuple[int, int, int]) -> Tensor:
-        slices = self.table.view(*self.base_grid, -1).permute(0, 3, 1, 2)  # (T', h, w, C) -> (T', C, h, w)
-        slices = F.interpolate(slices, size=grid[1:], mode="bicubic", align_corners=False)
-        return slices.permute(0, 2, 3, 1).flatten(0, 2)  # (T', C, H', W') -> (T' * H' * W', C)
+
+def _expect_stored_table(positions: GridPositions, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Before loading: a checkpoint that holds a table has one of its own, see `GridPositions.replace`."""
+    if f"{prefix}table" in state:
+        positions.register_buffer("table", positions.table, persistent=True)
+        positions._resized = None

@@ -19,7 +19,7 @@ def attentiveness(query: Tensor, key: Tensor, num_keyframe: int, w_kf: float = 1
 
     I_j = 1 / (N * heads) * sum_{h, i} w_i * softmax_j(q_i . k_j / sqrt(d)), with w_i = w_kf for keyframe queries and 1
     for the others. Rows are processed in chunks and only their weighted sum is kept, so memory is O(chunk * N), not
-    N x N.
+    N x N. Under autocast, too, probabilities are summed in float32 (a matrix product would round them to bfloat16).
 
     Args:
         query: (B, heads, N, d), keyframe queries first.
@@ -37,10 +37,11 @@ def attentiveness(query: Tensor, key: Tensor, num_keyframe: int, w_kf: float = 1
     weights[:num_keyframe] = w_kf
     keys = key.transpose(2, 3)
     scores = torch.zeros(batch, n, dtype=dtype, device=query.device)
-    for start in range(0, n, chunk):
-        rows = (query[:, :, start : start + chunk] * dim**-0.5) @ keys
-        probabilities = rows.softmax(dim=-1, dtype=dtype)  # (B, heads, chunk, N)
-        scores += torch.einsum("bhij,i->bj", probabilities, weights[start : start + chunk])
+    with torch.autocast(query.device.type, enabled=False):
+        for start in range(0, n, chunk):
+            rows = (query[:, :, start : start + chunk] * dim**-0.5) @ keys
+            probabilities = rows.softmax(dim=-1, dtype=dtype)  # (B, heads, chunk, N)
+            scores += torch.einsum("bhij,i->bj", probabilities, weights[start : start + chunk])
     return scores / (n * heads)
 
 
@@ -74,6 +75,9 @@ class KeyframePruning(nn.Module):
         w_kf: Weight of keyframe queries in the importance score (Eq. 1).
         context_order: `position` keeps the survivors in space-time order. `score` leaves them in descending score
             order, as the released implementation does.
+
+    Raises:
+        ValueError: if `keep_rate` lies outside (0, 1] or `context_order` is another word.
     """
 
     def __init__(self, keep_rate: float, w_kf: float = 1.0, context_order: ContextOrder = "position") -> None:
@@ -91,6 +95,12 @@ class KeyframePruning(nn.Module):
             tokens: N tokens.
             query: (B, heads, N, d) of that block.
             key: (B, heads, N, d) of that block.
+
+        Returns:
+            ceil(rho * N) tokens: all N1 keyframe tokens, then the context tokens in `context_order`.
+
+        Raises:
+            ValueError: if the keyframe alone has more tokens than rho keeps, see `num_kept`.
         """
         n1 = tokens.num_keyframe
         kept = num_kept(self.keep_rate, tokens.x.shape[1], n1)

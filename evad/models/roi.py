@@ -9,10 +9,17 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
+_FAR = 1e6  # pixels: further out than any image, and far from what overflows float32
+
 
 def batched_rois(boxes: Tensor) -> Tensor:
-    """Boxes (B, Q, 4) -> RoIAlign rows (B * Q, 5) whose first column is the clip index."""
+    """Boxes (B, Q, 4) -> RoIAlign rows (B * Q, 5) whose first column is the clip index.
+
+    RoIAlign reads outside its input where a coordinate is NaN or infinite, which ends the process. Such coordinates
+    (of a model that diverged) are made finite here, and the matcher reports them.
+    """
     batch, queries, _ = boxes.shape
+    boxes = boxes.nan_to_num(0.0).clamp(-_FAR, _FAR)
     index = torch.arange(batch, dtype=boxes.dtype, device=boxes.device).repeat_interleave(queries)
     return torch.cat([index[:, None], boxes.flatten(0, 1)], dim=1)
 
@@ -41,13 +48,19 @@ def pyramid_roi_align(
 
     Args:
         levels: Maps (B, C, h_l, w_l), fine to coarse.
-        boxes: (B, Q, 4).
-        strides: Pixels per cell of each level; a box of `canonical_size` belongs on the second-coarsest level.
+        boxes: (B, Q, 4) xyxy pixels.
+        strides: Pixels per cell of each level.
         output_size: Bins S along each side.
+        canonical_size: Side in pixels of a box that belongs on the second-coarsest level.
 
     Returns:
-        (B * Q, C, S, S).
+        (B * Q, C, S, S), in the order of `boxes`.
+
+    Raises:
+        ValueError: if there is not one stride per level.
     """
+    if len(strides) != len(levels):
+        raise ValueError(f"{len(strides)} strides {strides} for {len(levels)} pyramid levels: give one per level")
     rois = batched_rois(boxes)
     level = assign_levels(rois[:, 1:], len(levels), canonical_size, canonical_level=len(levels) - 2)
     rows = [torch.nonzero(level == number).squeeze(1) for number in range(len(levels))]
@@ -59,21 +72,39 @@ def pyramid_roi_align(
 
 
 def align(feature: Tensor, rois: Tensor, output_size: int, scale: float) -> Tensor:
-    """RoIAlign with half-pixel alignment and 2 x 2 samples per bin."""
-    return roi_align(feature, rois.to(feature.dtype), output_size, spatial_scale=scale, sampling_ratio=2, aligned=True)
+    """RoIAlign with half-pixel alignment and 2 x 2 samples per bin.
+
+    Args:
+        feature: (B, C, h, w).
+        rois: (R, 5) clip index and xyxy pixels. Under autocast they stay float32 beside bfloat16 features: rounded to
+            bfloat16, a coordinate beyond 256 pixels would be off by up to 1 pixel.
+        output_size: Bins S along each side.
+        scale: Cells per pixel.
+
+    Returns:
+        (R, C, S, S) in the wider of the two types.
+    """
+    dtype = torch.promote_types(feature.dtype, rois.dtype)
+    return roi_align(
+        feature.to(dtype), rois.to(dtype), output_size, spatial_scale=scale, sampling_ratio=2, aligned=True
+    )
 
 
 def extend_boxes(boxes: Tensor, sizes: Tensor, extension: tuple[float, float]) -> Tensor:
-    """Boxes widened to cover an actor's motion over the clip, clipped to the valid image (Fig. 5, Table 1f).
+    """Boxes widened to cover an actor's motion over the clip, clipped to the valid image (Sec. 3.3, Fig. 5, Table 1f).
 
     Args:
-        boxes: (B, Q, 4).
-        sizes: (B, 2) valid height and width in pixels.
-        extension: (x, y): each side moves out by (w + 1) * x / 2 and (h + 1) * y / 2.
+        boxes: (B, Q, 4) xyxy pixels.
+        sizes: (B, 2) valid height h and width w in pixels.
+        extension: (x, y): each side moves out by (box width + 1) * x / 2 and (box height + 1) * y / 2.
+
+    Returns:
+        (B, Q, 4) within [0, w - 1] x [0, h - 1], also for the extension 0. A box wholly outside becomes a line or a
+        point on the border.
     """
     left, top, right, bottom = boxes.unbind(-1)
     pad_x = (right - left + 1) * (extension[0] / 2)
     pad_y = (bottom - top + 1) * (extension[1] / 2)
     extended = torch.stack([left - pad_x, top - pad_y, right + pad_x, bottom + pad_y], dim=-1)
-    limit = (sizes.flip(1) - 1).to(boxes.dtype).repeat(1, 2).unsqueeze(1)  # (B, 1, 4): W-1, H-1, W-1, H-1
+    limit = (sizes.flip(1) - 1).to(boxes.dtype).repeat(1, 2).unsqueeze(1)  # (B, 1, 4): w-1, h-1, w-1, h-1
     return torch.minimum(extended.clamp(min=0), limit)

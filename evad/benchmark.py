@@ -1,0 +1,204 @@
+"""Cost of a detector by image size and keep rate: MACs, parameters, speed, memory.
+
+    python -m evad.benchmark experiment=ava_vitb benchmark.sizes=[224,288] benchmark.keep_rates=[1.0,0.7]
+    python -m evad.benchmark experiment=ava_vitb benchmark.time=false benchmark.json=macs.json   # counts only, no compute
+    python -m evad.benchmark experiment=ava_vitb benchmark.modes=[inference,training] benchmark.precision=bf16
+
+Prints a table and writes benchmark.json, benchmark.csv, tables.md (the layout of the paper's Tables 2 and 3) and, where
+training steps were timed, fig6.png (memory and step time by keep rate). Each row is measured in a process of its own, so
+that its peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor, nn
+
+from evad.callbacks import peak_memory_mb
+from evad.config import build_model
+from evad.metrics.efficiency import executed_macs, paper_macs
+from evad.models.criterion import SetCriterion
+from evad.runs import hydra_command
+from evad.structures import Target
+from evad.visualization import plot_training_cost
+
+log = logging.getLogger(__name__)
+COLUMNS = ["size", "keep_rate", "mode", "gmacs", "gmacs_executed", "latency_ms", "clips_per_s", "peak_memory_mb"]
+
+
+def benchmark(cfg: DictConfig) -> pd.DataFrame:
+    """One row per mode, size and keep rate."""
+    output = Path(HydraConfig.get().runtime.output_dir)
+    options = cfg.benchmark
+    jobs = [(mode, size, rate) for mode in options.modes for size in options.sizes for rate in options.keep_rates]
+    rows = []
+    for mode, size, rate in track(jobs, description="Measuring", disable=not options.time):
+        job = cfg.copy()
+        job.model.keep_rate = rate
+        row = count(job, size, mode)
+        if options.time:
+            row.update(in_own_process(OmegaConf.to_yaml(job, resolve=False), size, mode))
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    write_results(table, output, options.json)
+    log.info("results in %s", output)
+    return table
+
+
+def count(cfg: DictConfig, size: int, mode: str) -> dict[str, Any]:
+    """What needs no computation: MACs and parameters, on the meta device."""
+    with torch.device("meta"):
+        model = build_model(cfg)
+    frames, multiple = cfg.model.num_frames, cfg.data.pad_multiple
+    side = -(-size // multiple) * multiple
+    counted = paper_macs(model, frames, side, side)
+    executed = executed_macs(model, frames, side, side, training=mode == "training")
+    return {
+        "model": cfg.name,
+        "mode": mode,
+        "size": size,
+        "keep_rate": cfg.model.keep_rate,
+        "gmacs": sum(counted.values()) / 1e9,
+        "gmacs_executed": sum(executed.values()) / 1e9,
+        **{f"gmacs_{part}": value / 1e9 for part, value in counted.items()},
+        "params": sum(parameter.numel() for parameter in model.parameters()),
+        "precision": cfg.benchmark.precision,
+        "batch_size": cfg.benchmark.batch_size,
+        "compile": cfg.compile,
+        "activation_checkpointing": cfg.model.activation_checkpointing,
+    }
+
+
+def in_own_process(config: str, size: int, mode: str) -> dict[str, float]:
+    """`measure` in a fresh process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, (config, size, mode))
+
+
+def measure(config: str, size: int, mode: str) -> dict[str, float]:
+    """Median latency of one batch, throughput and peak memory.
+
+    Args:
+        config: Composed config as YAML.
+        size: Height and width in pixels.
+        mode: `inference` or `training` (forward, loss, backward, optimizer step).
+    """
+    cfg = OmegaConf.create(config)
+    device = torch.device("cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu")
+    torch.manual_seed(0)
+    model = build_model(cfg).to(device)
+    if cfg.compile:
+        model.compile()
+    side = -(-size // cfg.data.pad_multiple) * cfg.data.pad_multiple
+    batch = cfg.benchmark.batch_size
+    clips = torch.randn(batch, 3, cfg.model.num_frames, side, side, device=device)
+    sizes = torch.full((batch, 2), size, device=device)
+    run = inference_step(model, cfg) if mode == "inference" else training_step(model, cfg)
+    times = []
+    for repeat in range(cfg.benchmark.warmup + cfg.benchmark.repeats):
+        started = time.perf_counter()
+        run(clips, sizes)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if repeat >= cfg.benchmark.warmup:
+            times.append(time.perf_counter() - started)
+    latency = statistics.median(times)
+    return {"latency_ms": 1e3 * latency, "clips_per_s": batch / latency, "peak_memory_mb": peak_memory_mb(device)}
+
+
+def autocast(cfg: DictConfig, device: str) -> torch.autocast:
+    """Mixed precision as the config says."""
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=cfg.benchmark.precision == "bf16")
+
+
+def inference_step(model: nn.Module, cfg: DictConfig) -> Any:
+    """A function that runs the detector once, without gradients."""
+    model.eval()
+
+    @torch.inference_mode()
+    def step(clips: Tensor, sizes: Tensor) -> None:
+        with autocast(cfg, clips.device.type):
+            model(clips, sizes)
+
+    return step
+
+
+def training_step(model: nn.Module, cfg: DictConfig) -> Any:
+    """A function that does one optimizer step on a batch with two actors per clip."""
+    model.train()
+    criterion = SetCriterion()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+
+    def step(clips: Tensor, sizes: Tensor) -> None:
+        boxes = torch.tensor([[0.1, 0.2, 0.4, 0.9], [0.5, 0.1, 0.8, 0.8]], device=clips.device) * sizes[0, 0]
+        labels = torch.zeros(2, cfg.model.num_classes, device=clips.device)
+        labels[:, 0] = 1
+        with autocast(cfg, clips.device.type):
+            output = model(clips, sizes)
+            losses = criterion(output, [Target(boxes, labels)] * len(clips), sizes)
+        torch.cat([losses.person, losses.l1, losses.giou, losses.action]).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def write_results(table: pd.DataFrame, output: Path, json_path: str | None) -> None:
+    """Console table, json, csv, markdown tables and figure."""
+    records = json.loads(table.to_json(orient="records"))
+    for path in [output / "benchmark.json", *([Path(json_path)] if json_path else [])]:
+        path.write_text(json.dumps(records, indent=2) + "\n")
+    table.to_csv(output / "benchmark.csv", index=False)
+    shown = Table(*[column for column in COLUMNS if column in table])
+    for row in table.to_dict("records"):
+        shown.add_row(*[f"{row[c]:.2f}" if isinstance(row[c], float) else str(row[c]) for c in COLUMNS if c in row])
+    Console().print(shown)
+    (output / "tables.md").write_text(markdown_tables(table))
+    if "latency_ms" in table and (table["mode"] == "training").any():
+        plot_training_cost(table[table["mode"] == "training"], output / "fig6.png")
+
+
+def markdown_tables(table: pd.DataFrame) -> str:
+    """Per mode and size, the cost by keep rate with the change against the highest keep rate (Table 2)."""
+    parts = []
+    for (mode, size), rows in table.groupby(["mode", "size"], sort=False):
+        base = rows.loc[rows["keep_rate"].idxmax()]
+        columns = ["keep rate", "GFLOPs", *(["clips/s", "memory in MiB"] if "clips_per_s" in rows else [])]
+        parts.append(f"### {base['model']}, {mode}, {size} pixels\n")
+        parts.append("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
+        for _, row in rows.iterrows():
+            cells = [f"{row['keep_rate']:g}", with_change(row, base, "gmacs", ".1f")]
+            if "clips_per_s" in rows:
+                cells += [with_change(row, base, "clips_per_s", ".3g"), with_change(row, base, "peak_memory_mb", ".0f")]
+            parts.append("| " + " | ".join(cells) + " |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def with_change(row: pd.Series, base: pd.Series, column: str, form: str) -> str:
+    """Value with its change in per cent, as the paper prints it."""
+    change = row[column] / base[column] - 1
+    return f"{row[column]:{form}}" + (f" ({change:+.0%})" if row["keep_rate"] != base["keep_rate"] else "")
+
+
+def main() -> None:
+    """Command line."""
+    hydra_command(benchmark)
+
+
+if __name__ == "__main__":
+    main()
