@@ -1,0 +1,144 @@
+"""Pickles of plain data and NumPy arrays, read without running anything they ask for.
+
+`pickle.load` calls whatever the file names. Here only dict, list, tuple, str, bytes, numbers and NumPy arrays of these
+come back, and not even NumPy's own unpickling code runs: small records take the place of its constructors, and arrays
+are rebuilt from their bytes. Files by Python 2 are read as latin1, which keeps their arrays intact.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_PLAIN_TYPE = re.compile(r"b1|[iu][1248]|f[248]|[SU]\d{1,4}")
+
+
+class RefusedPickleError(ValueError):
+    """A pickle names something that is neither plain data nor a NumPy array of numbers or text."""
+
+
+class _Dtype:
+    """Stands for `numpy.dtype`: remembers an element type until its byte order arrives."""
+
+    def __init__(self, code: object, *flags: object) -> None:
+        if not isinstance(code, str) or not _PLAIN_TYPE.fullmatch(code):
+            raise RefusedPickleError(f"refused array type {code!r}: only numbers and text are read")
+        self.code = code
+        self.order = "|"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1] if state[1] in ("<", ">") else "|"
+
+    def decode(self, data: object) -> np.ndarray:
+        """The elements in `data`, one after another."""
+        raw = data.encode("latin1") if isinstance(data, str) else bytes(data)  # type: ignore[call-overload]
+        return np.frombuffer(raw, dtype=np.dtype(self.order + self.code))
+
+
+class _Array:
+    """Stands for an array under construction: `numpy.core.multiarray._reconstruct`."""
+
+    def __init__(self, *placeholder: object) -> None:
+        self.value = np.zeros(0)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, fortran, data = state
+        self.value = dtype.decode(data).reshape(shape, order="F" if fortran else "C")
+
+
+def _array_from_buffer(data: object, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
+    """Stands for `numpy._core.numeric._frombuffer`, which protocol 5 names."""
+    array = _Array()
+    array.value = dtype.decode(data).reshape(shape, order="F" if order == "F" else "C")
+    return array
+
+
+def _scalar(dtype: _Dtype, data: object) -> int | float | bool | str | bytes:
+    """Stands for `numpy.core.multiarray.scalar`."""
+    return dtype.decode(data)[0].item()
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """Stands for `_codecs.encode`, by which Python 3 writes bytes in the protocols of Python 2."""
+    if encoding not in ("latin1", "latin-1"):
+        raise RefusedPickleError(f"refused _codecs.encode with the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+def _no_bytes() -> bytes:
+    """Stands for `bytes`, by which Python 3 writes empty bytes in the protocols of Python 2."""
+    return b""
+
+
+class _NDArray:
+    """Stands for `numpy.ndarray`, which is only ever named as the type to reconstruct."""
+
+    def __init__(self, *arguments: object) -> None:
+        raise RefusedPickleError("refused numpy.ndarray called with arguments")
+
+
+_STAND_INS: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): _NDArray,
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _latin1,
+    ("__builtin__", "bytes"): _no_bytes,
+    ("builtins", "bytes"): _no_bytes,
+}
+for _core in ("numpy.core", "numpy._core"):
+    _STAND_INS[f"{_core}.multiarray", "_reconstruct"] = _Array
+    _STAND_INS[f"{_core}.multiarray", "scalar"] = _scalar
+    _STAND_INS[f"{_core}.numeric", "_frombuffer"] = _array_from_buffer
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Knows the stand-ins and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _STAND_INS:
+            raise RefusedPickleError(f"refused {module}.{name}: only plain data and NumPy arrays are read")
+        return _STAND_INS[module, name]
+
+    def persistent_load(self, pid: object) -> Any:
+        raise RefusedPickleError(f"refused the external object {pid!r}")
+
+
+def load_plain(path: str | Path) -> Any:
+    """What a pickle holds, if it is plain data and NumPy arrays.
+
+    Args:
+        path: Pickle of any protocol, by Python 2 or 3.
+
+    Returns:
+        Nested dict, list, tuple, str, bytes, int, float, bool, None and read-only arrays.
+
+    Raises:
+        RefusedPickleError: The file names anything else; nothing was run.
+        ValueError: The file is truncated or no pickle.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            return _with_arrays(_PlainUnpickler(file, encoding="latin1").load())
+    except RefusedPickleError as error:
+        raise RefusedPickleError(f"{path}: {error}") from None
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise
+    except Exception as error:  # a damaged pickle can fail in any operation it asks for
+        raise ValueError(f"{path} is truncated or no pickle: {error or type(error).__name__}") from error
+
+
+def _with_arrays(value: Any) -> Any:
+    """`value` with the records of arrays replaced by the arrays."""
+    if isinstance(value, _Array):
+        return value.value
+    if isinstance(value, dict):
+        return {_with_arrays(key): _with_arrays(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_with_arrays(item) for item in value)
+    if isinstance(value, (str, bytes, int, float, type(None))):
+        return value
+    raise RefusedPickleError(f"refused a {type(value).__name__}: only plain data and NumPy arrays are read")
