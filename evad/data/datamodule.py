@@ -1,0 +1,276 @@
+"""DataModules: which keyframes and which pixels make the training and the validation set."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, DistributedSampler
+from torchmetrics import Metric
+
+from evad.data.ava import VALID_SECONDS, read_ava_keyframes, read_frame_lists
+from evad.data.clip_sampling import ClipSampler
+from evad.data.collate import PaddingCollate
+from evad.data.dataset import ActionDataset
+from evad.data.label_map import read_label_map
+from evad.data.transforms import VideoTransform
+from evad.data.video import Backend, FrameFolders, VideoFiles, VideoReader
+from evad.structures import Batch, Clip, Keyframe
+
+Split = Literal["train", "val"]
+
+_PAPER_TRAINING = VideoTransform(short_side=288, flip=0.5)
+_PAPER_VALIDATION = VideoTransform(short_side=288)
+
+
+class ReaderSource(Protocol):
+    """Opens videos by name and knows which it has: `VideoFiles`, `FrameFolders`."""
+
+    root: Path
+
+    def __call__(self, video: str) -> VideoReader:
+        """Reader of `video`."""
+        ...
+
+    def missing(self, videos: Sequence[str]) -> list[str]:
+        """Those of `videos` that it cannot open because they are not there."""
+        ...
+
+
+class EpochSampler(DistributedSampler[Clip]):
+    """Shuffles by (seed, epoch), splits over the ranks, and tells the data set which epoch its augmentation is for.
+
+    Lightning calls `set_epoch` before every epoch, with one process too.
+    """
+
+    dataset: ActionDataset
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation of an epoch."""
+        super().set_epoch(epoch)
+        self.dataset.set_epoch(epoch)
+
+
+class ActionDataModule(LightningDataModule, ABC):
+    """Training and validation loaders of one data set; subclasses say where keyframes and pixels come from.
+
+    After `setup("fit")` or `setup("validate")` there are `train_dataset` and `val_dataset` (only the latter after
+    `validate`).
+
+    Args:
+        sampler: Chooses the frames of a clip.
+        train_transform: Resizes and augments training clips; by default the paper's.
+        val_transform: Resizes validation clips.
+        batch_size: Clips per batch and process.
+        num_workers: Processes that read clips, per loader; 0 reads in the main process.
+        pin_memory: Copy batches to page-locked memory (for GPUs).
+        pad_multiple: Batches are padded to a multiple of this many pixels.
+        seed: Seed of shuffling and augmentation.
+    """
+
+    num_classes: int
+    class_ids: list[int]
+    class_names: dict[int, str]
+    evaluated: list[int]
+
+    def __init__(
+        self,
+        sampler: ClipSampler,
+        train_transform: VideoTransform = _PAPER_TRAINING,
+        val_transform: VideoTransform = _PAPER_VALIDATION,
+        batch_size: int = 8,
+        num_workers: int = 2,
+        pin_memory: bool = False,
+        pad_multiple: int = 32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.sampler = sampler
+        self.transforms: dict[Split, VideoTransform] = {"train": train_transform, "val": val_transform}
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self.collate = PaddingCollate(pad_multiple)
+        self.seed = seed
+        self._datasets: dict[Split, ActionDataset] = {}
+
+    @abstractmethod
+    def read_split(self, split: Split) -> tuple[list[Keyframe], ReaderSource]:
+        """Keyframes of a split and where their pixels are."""
+
+    @abstractmethod
+    def build_metric(self, protocol: str) -> Metric:
+        """The data set's evaluation on its validation keyframes."""
+
+    @property
+    def train_dataset(self) -> ActionDataset:
+        """The training set, there after `setup("fit")`."""
+        return self._dataset("train")
+
+    @property
+    def val_dataset(self) -> ActionDataset:
+        """The validation set, there after `setup("fit")` and `setup("validate")`."""
+        return self._dataset("val")
+
+    def _dataset(self, split: Split) -> ActionDataset:
+        if split not in self._datasets:
+            raise RuntimeError(f"the {split} set is not there yet; call setup('fit') or setup('validate') first")
+        return self._datasets[split]
+
+    def setup(self, stage: str) -> None:
+        """Read annotations and check that every video is there; `fit` needs both sets, everything else validation."""
+        splits: tuple[Split, ...] = ("train", "val") if stage == "fit" else ("val",)
+        for split in splits:
+            if split not in self._datasets:
+                keyframes, source = self.read_split(split)
+                _check_videos(split, keyframes, source)
+                transform = self.transforms[split]
+                self._datasets[split] = ActionDataset(keyframes, source, self.sampler, transform, self.seed)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled batches; without a Trainer, call `loader.sampler.set_epoch(epoch)` before each epoch."""
+        ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        order = EpochSampler(self.train_dataset, num_replicas=ranks, rank=rank, shuffle=True, seed=self.seed)
+        # A resumed Trainer starts the workers before it first calls set_epoch.
+        order.set_epoch(self.trainer.current_epoch if self.trainer else 0)
+        return self._loader(self.train_dataset, sampler=order)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Batches in the order of the keyframes."""
+        return self._loader(self.val_dataset)
+
+    def _loader(self, dataset: ActionDataset, sampler: EpochSampler | None = None) -> DataLoader[Batch]:
+        return DataLoader(
+            dataset,  # type: ignore[arg-type]  # collate makes Batches of its Clips
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self.pin_memory,
+            collate_fn=self.collate,
+        )
+
+
+def _check_videos(split: Split, keyframes: Sequence[Keyframe], source: ReaderSource) -> None:
+    videos = list(dict.fromkeys(keyframe.video for keyframe in keyframes))
+    missing = source.missing(videos)
+    if missing:
+        names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(videos)} {split} videos are not in {source.root}: {names}; "
+            f"add them, or remove their lines from the annotations"
+        )
+
+
+class AVADataModule(ActionDataModule):
+    """AVA v2.1 or v2.2, or any data in its layout.
+
+    `root` holds `annotations/` and the pixels, the first of these that exists:
+
+    - `frame_lists/{train,val}.csv`: image paths relative to `root/frames`;
+    - `frames/<video>/`: images numbered `<video>_000001.jpg`, `img_00001.jpg`, ..., extracted at `annotated_fps`;
+    - `videos/<video>.mp4` (or .mkv, .webm, .avi, .mov), at any frame rate.
+
+    Args:
+        root: Folder of the data set.
+        sampler: Chooses the frames of a clip; its `annotated_fps` is the clock of keyframe positions.
+        version: Stands for `{version}` in the names below.
+        train_csv: Training annotations, in `root/annotations` like the other files; a list is read as one.
+        val_csv: Validation annotations.
+        excluded_csv: Validation frames that do not count; None: all count.
+        label_map: Names of the evaluated classes. None is the file that comes with the version.
+        num_classes: Outputs of the model: action ids 1 to this number. None: only the ids of the label map.
+        video_start_second: The second at which files and frames begin: 900 for the 15-minute cuts, 0 for whole movies.
+        valid_seconds: First and last annotated second that count; None allows all.
+        backend: Decoder of video files, see `evad.data.video.open_video`.
+        **loading: Arguments of `ActionDataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        sampler: ClipSampler,
+        version: Literal["2.1", "2.2"] = "2.2",
+        train_csv: str | Sequence[str] = "ava_train_v{version}.csv",
+        val_csv: str | Sequence[str] = "ava_val_v{version}.csv",
+        excluded_csv: str | None = "ava_val_excluded_timestamps_v{version}.csv",
+        label_map: str | None = None,
+        num_classes: int | None = 80,
+        video_start_second: float = 900.0,
+        valid_seconds: tuple[float, float] | None = VALID_SECONDS,
+        backend: Backend = "auto",
+        **loading: Any,
+    ) -> None:
+        super().__init__(sampler, **loading)
+        if version not in _LABEL_MAPS:
+            raise ValueError(f"AVA version {version!r} is unknown; choose one of {', '.join(_LABEL_MAPS)}")
+        if sampler.annotated_fps is None:
+            raise ValueError("AVA positions are seconds; give the sampler annotated_fps (AVA: 30)")
+        self.root = Path(root)
+        self.version = version
+        self.csv_names: dict[Split, str | Sequence[str]] = {"train": train_csv, "val": val_csv}
+        self.excluded_csv = excluded_csv
+        self.label_map = label_map or _LABEL_MAPS[version]
+        self.num_outputs = num_classes
+        self.video_start_second = video_start_second
+        self.valid_seconds = valid_seconds
+        self.backend: Backend = backend
+        self.annotated_fps = sampler.annotated_fps
+
+    def setup(self, stage: str) -> None:
+        """Read the label map and what `ActionDataModule.setup` reads."""
+        self.class_names = read_label_map(self._annotations(self.label_map))
+        self.evaluated = sorted(self.class_names)
+        self.class_ids = list(range(1, self.num_outputs + 1)) if self.num_outputs else self.evaluated
+        self.num_classes = len(self.class_ids)
+        beyond = sorted(set(self.evaluated) - set(self.class_ids))
+        if beyond:
+            raise ValueError(
+                f"{self.label_map} has ids {beyond[:5]} beyond num_classes {self.num_outputs}; raise num_classes"
+            )
+        super().setup(stage)
+
+    def read_split(self, split: Split) -> tuple[list[Keyframe], ReaderSource]:
+        """Keyframes of a split and where their pixels are."""
+        names = self.csv_names[split]
+        keyframes = read_ava_keyframes(
+            [self._annotations(name) for name in ([names] if isinstance(names, str) else names)],
+            self.class_ids,
+            first_second=self.video_start_second,
+            annotated_fps=self.annotated_fps,
+            valid_seconds=self.valid_seconds,
+            excluded=self._annotations(self.excluded_csv) if split == "val" and self.excluded_csv else None,
+        )
+        return keyframes, self._source(split)
+
+    def build_metric(self, protocol: str = "activitynet_2018") -> Metric:
+        """Frame-mAP at IoU 0.5 on the validation keyframes; see `evad.metrics.ava` for the protocols."""
+        from evad.metrics.keyframe_metrics import AVAFrameMAP
+
+        return AVAFrameMAP(self.val_dataset.keyframes, self.class_ids, evaluated=self.evaluated, protocol=protocol)
+
+    def _annotations(self, name: str) -> Path:
+        path = self.root / "annotations" / name.format(version=self.version)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such annotation file; check the data root and the file's name")
+        return path
+
+    def _source(self, split: Split) -> ReaderSource:
+        frames, videos = self.root / "frames", self.root / "videos"
+        frame_list = self.root / "frame_lists" / f"{split}.csv"
+        if frame_list.is_file():
+            return FrameFolders(frames, self.annotated_fps, read_frame_lists(frame_list, frames))
+        if frames.is_dir():
+            return FrameFolders(frames, self.annotated_fps)
+        if videos.is_dir():
+            return VideoFiles(videos, self.backend)
+        raise FileNotFoundError(f"{self.root}: neither frames/ nor videos/ in this folder; check the data root")
+
+
+_LABEL_MAPS = {
+    "2.1": "ava_action_list_v{version}_for_activitynet_2018.pbtxt",
+    "2.2": "ava_action_list_v{version}_for_activitynet_2019.pbtxt",
+}
