@@ -1,12 +1,12 @@
 """Cost of a detector by image size and keep rate: MACs, parameters, speed, memory.
 
     python -m evad.benchmark experiment=ava_vitb benchmark.sizes=[224,288] benchmark.keep_rates=[1.0,0.7]
-    python -m evad.benchmark experiment=ava_vitb benchmark.time=false benchmark.json=macs.json   # counts only, no compute
+    python -m evad.benchmark experiment=ava_vitb benchmark.time=false benchmark.json=macs.json  # counts only
     python -m evad.benchmark experiment=ava_vitb benchmark.modes=[inference,training] benchmark.precision=bf16
 
-Prints a table and writes benchmark.json, benchmark.csv, tables.md (the layout of the paper's Tables 2 and 3) and, where
-training steps were timed, fig6.png (memory and step time by keep rate). Each row is measured in a process of its own, so
-that its peak memory is its own.
+Prints a table and writes benchmark.json, benchmark.csv, tables.md (the layout of the paper's Tables 2 and 3) and,
+where training steps were timed, fig6.png (memory and step time by keep rate). Each row is measured in a process of its
+own, so that its peak memory is its own.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def measure(config: str, size: int, mode: str) -> dict[str, float]:
         size: Height and width in pixels.
         mode: `inference` or `training` (forward, loss, backward, optimizer step).
     """
-    cfg = OmegaConf.create(config)
+    cfg: Any = OmegaConf.create(config)
     device = torch.device("cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu")
     torch.manual_seed(0)
     model = build_model(cfg).to(device)
@@ -176,11 +176,12 @@ def markdown_tables(table: pd.DataFrame) -> str:
     """Per mode and size, the cost by keep rate with the change against the highest keep rate (Table 2)."""
     parts = []
     for (mode, size), rows in table.groupby(["mode", "size"], sort=False):
-        base = rows.loc[rows["keep_rate"].idxmax()]
+        records = rows.to_dict("records")
+        base = max(records, key=lambda row: row["keep_rate"])
         columns = ["keep rate", "GFLOPs", *(["clips/s", "memory in MiB"] if "clips_per_s" in rows else [])]
         parts.append(f"### {base['model']}, {mode}, {size} pixels\n")
         parts.append("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
-        for _, row in rows.iterrows():
+        for row in records:
             cells = [f"{row['keep_rate']:g}", with_change(row, base, "gmacs", ".1f")]
             if "clips_per_s" in rows:
                 cells += [with_change(row, base, "clips_per_s", ".3g"), with_change(row, base, "peak_memory_mb", ".0f")]
@@ -189,7 +190,7 @@ def markdown_tables(table: pd.DataFrame) -> str:
     return "\n".join(parts)
 
 
-def with_change(row: pd.Series, base: pd.Series, column: str, form: str) -> str:
+def with_change(row: dict[Any, Any], base: dict[Any, Any], column: str, form: str) -> str:
     """Value with its change in per cent, as the paper prints it."""
     change = row[column] / base[column] - 1
     return f"{row[column]:{form}}" + (f" ({change:+.0%})" if row["keep_rate"] != base["keep_rate"] else "")

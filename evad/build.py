@@ -14,9 +14,11 @@ from evad.models.criterion import SetCriterion
 
 
 def absolute_paths(cfg: DictConfig) -> None:
-    """Make the data folder absolute, so that the saved config works from any directory."""
+    """Make paths absolute, so that the saved config works from any directory."""
     with open_dict(cfg):
         cfg.paths.data = str(Path(cfg.paths.data).absolute())
+        if cfg.init_from:
+            cfg.init_from = str(Path(cfg.init_from).absolute())
 
 
 def build_module(cfg: DictConfig) -> EVADModule:

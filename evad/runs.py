@@ -14,11 +14,12 @@ from typing import Any
 
 import hydra
 import pandas as pd
-import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from evad.config import conf_dir
+from evad.models.checkpoint_io import read_weights
+from evad.models.pretrained import compare
 
 CONFIG = "config.yaml"
 CLASSES = "classes.json"
@@ -84,21 +85,24 @@ def hydra_command_from_run(function: Callable[[DictConfig], Any], run_dir: Path,
 
 
 def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
-    """Load the detector's weights from one of our checkpoints, without running code from the file.
+    """Load all of the detector's weights from one of our checkpoints, without running code from the file.
+
+    Args:
+        model: Detector built from the checkpoint's config.
+        checkpoint: By a run, or by scripts/convert_checkpoint.py.
 
     Raises:
         ValueError: if the checkpoint is of another architecture; names the first differences.
     """
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-    state = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
-    ours = model.state_dict()
-    missing, unexpected = sorted(ours.keys() - state.keys()), sorted(state.keys() - ours.keys())
-    reshaped = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(ours[name].shape)}"
-        for name in sorted(ours.keys() & state.keys())
-        if ours[name].shape != state[name].shape
-    ]
-    problems = {"missing": missing, "unexpected": unexpected, "other shape": reshaped}
+    state = read_weights(checkpoint).tensors
+    if any(name.startswith("model.") for name in state):  # by Lightning; the rest belongs to the training program
+        state = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+    differences = compare(model, state)
+    problems = {
+        "missing": sorted(differences.missing),
+        "unexpected": sorted(differences.unexpected),
+        "other shape": sorted(differences.reshaped_lines()),
+    }
     found = [f"{len(names)} {kind} ({', '.join(names[:3])}, ...)" for kind, names in problems.items() if names]
     if found:
         raise ValueError(

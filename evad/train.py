@@ -21,6 +21,8 @@ from omegaconf import DictConfig
 
 from evad.build import absolute_paths, build_datamodule, build_module, build_trainer
 from evad.callbacks import ClassNames
+from evad.lightning_module import EVADModule
+from evad.models.pretrained import load_pretrained
 from evad.runs import CONFIG, argument, hydra_command, hydra_command_from_run, read_metrics, save_config
 from evad.visualization import plot_learning_curve
 
@@ -45,6 +47,8 @@ def train(cfg: DictConfig) -> float | None:
 
     datamodule = build_datamodule(cfg)
     module = build_module(cfg)
+    if cfg.init_from and resume is None:
+        initialise_from(cfg, module, run_dir)
     trainer = build_trainer(cfg)
     trainer.callbacks.append(ClassNames(run_dir))  # type: ignore[attr-defined]
     for logger in trainer.loggers:
@@ -63,10 +67,19 @@ def train(cfg: DictConfig) -> float | None:
     return None if value is None else float(value)
 
 
+def initialise_from(cfg: DictConfig, module: EVADModule, run_dir: Path) -> None:
+    """Load the weights of `init_from` and note in the run's config what comes with them."""
+    report = load_pretrained(module.model, cfg.init_from)
+    log.info("init_from %s", report.summary())
+    if report.context_order and report.context_order != cfg.model.context_order:
+        cfg.model.context_order = report.context_order
+        save_config(cfg, run_dir)
+
+
 def finish_wandb() -> None:
     """Close the W&B run, so that the next job of a sweep gets its own, also after a failure."""
     if wandb.run is not None:
-        wandb.finish(exit_code=int(sys.exc_info()[0] is not None), quiet=True)
+        wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
 
 
 @rank_zero_only

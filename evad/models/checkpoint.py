@@ -146,7 +146,9 @@ def read_pretrained(path: str | Path) -> PretrainedWeights:
     file = read_weights(path)
     tensors = {re.sub("^" + _OUTER, "", name): value for name, value in file.tensors.items()}
     if len(tensors) < len(file.tensors):
-        raise ValueError(f"{path} holds several models that differ only in the prefix of their names: save one per file")
+        raise ValueError(
+            f"{path} holds several models that differ only in the prefix of their names: save one per file"
+        )
     weights = _reader_of(tensors, file)(tensors, file)
     if file.ignored:
         weights.notes.append(f"beside the weights the file holds {', '.join(file.ignored)}: not used")
@@ -167,8 +169,8 @@ def _reader_of(tensors: dict[str, Tensor], file: WeightFile) -> Callable[[dict, 
         if any(re.match(pattern, name) for name in tensors):
             return reader
     raise ValueError(
-        f"{file.path}: the names ({', '.join(list(tensors)[:3])}, ...) are neither of VideoMAE, nor of its Hugging Face "
-        "version, nor of a released EVAD detector, nor of ours"
+        f"{file.path}: the names ({', '.join(list(tensors)[:3])}, ...) are neither of VideoMAE, nor of its Hugging "
+        "Face version, nor of a released EVAD detector, nor of ours"
     )
 
 

@@ -18,7 +18,12 @@ from torch import Tensor
 
 # Where training programs put the state dict inside what they save, outermost first where two of them occur.
 _WRAPPERS = ("model_state", "state_dict", "model", "module")
-_FOLDER_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_FOLDER_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 # Plain data that training programs save beside the weights: command line arguments and NumPy numbers.
 _PLAIN_CLASSES: list[Any] = [
     argparse.Namespace,

@@ -39,7 +39,7 @@ class PatchEmbed(nn.Module):
         if min(frames, height, width) == 0 or frames % self.tubelet or height % self.patch or width % self.patch:
             raise ValueError(
                 f"clip of {frames} frames, {height} x {width} pixels is not a whole number of "
-                f"{self.tubelet} x {self.patch} x {self.patch} cubes: choose data.num_frames as a multiple of "
+                f"{self.tubelet} x {self.patch} x {self.patch} cubes: choose data.sampler.num_frames as a multiple of "
                 f"{self.tubelet} and pad the image to multiples of {self.patch}"
             )
         grid = (frames // self.tubelet, height // self.patch, width // self.patch)

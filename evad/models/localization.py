@@ -28,7 +28,11 @@ def apply_deltas(
 
     Args:
         boxes: (..., 4) xyxy pixels.
-        deltas: (..., 4) raw predictions, divided by `weights`.
+        deltas: (..., 4) raw predictions of dx, dy, dw, dh.
+        weights: What each of the four is divided by.
+
+    Returns:
+        (..., 4) xyxy pixels of the type of `boxes`, not clipped to the image.
     """
     dx, dy, dw, dh = (deltas.to(boxes.dtype) / boxes.new_tensor(weights)).unbind(-1)
     limit = math.log(100000.0 / 16)
@@ -143,6 +147,9 @@ class LocalizationBranch(nn.Module):
         initial_boxes: Q rows (cx, cy, w, h) in [0, 1]; None starts every query at the whole image, as the paper does.
         delta_gain: Scale of the initial box-delta weights; below 1 the first boxes stay near the proposals.
         **head_options: Arguments of every `DynamicHead`.
+
+    Raises:
+        ValueError: if `initial_boxes` are not Q rows of four numbers in [0, 1].
     """
 
     def __init__(

@@ -87,12 +87,12 @@ class GridPositions(nn.Module):
         if grid[0] != self.base_grid[0]:
             raise ValueError(
                 f"the clip has {grid[0]} temporal tokens, the position table {self.base_grid[0]}: "
-                "model.num_frames and data.num_frames must agree"
+                "model.num_frames and data.sampler.num_frames must agree"
             )
         if tuple(grid) == self.base_grid:
             return self.table
-        if self._resized is None or self._resized[0] is not self.table or self._resized[1] != tuple(grid):
-            self._resized = (self.table, tuple(grid), resize_table(self.table, self.base_grid, grid[1:]))
+        if self._resized is None or self._resized[0] is not self.table or self._resized[1] != grid:
+            self._resized = (self.table, grid, resize_table(self.table, self.base_grid, grid[1:]))
         return self._resized[2]
 
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -168,9 +169,9 @@ def _check_architecture(model: EVAD, weights: PretrainedWeights, differences: Di
     if len(matched) < REQUIRED_SHARE * len(names):
         reshaped = [line for line in differences.reshaped_lines() if line.startswith("encoder.")]
         raise ValueError(
-            f"{weights.path} ({weights.layout}): only {len(matched)} of {len(names)} encoder parameters match, at least "
-            f"{REQUIRED_SHARE:.0%} must; {len(missing)} are missing ({_first(missing)}), {len(reshaped)} have another "
-            f"shape ({_first(reshaped)}). Choose the model= of these weights"
+            f"{weights.path} ({weights.layout}): only {len(matched)} of {len(names)} encoder parameters match, at "
+            f"least {REQUIRED_SHARE:.0%} must; {len(missing)} are missing ({_first(missing)}), {len(reshaped)} have "
+            f"another shape ({_first(reshaped)}). Choose the model= of these weights"
         )
     foreign = [name for name in differences.unexpected if name.startswith("encoder.blocks.")]
     if foreign:
@@ -180,11 +181,11 @@ def _check_architecture(model: EVAD, weights: PretrainedWeights, differences: Di
             f"({len(foreign)}: {_first(foreign)}), and without them would compute something else. Use weights of a "
             "plain ViT of the depth of model="
         )
-    heads = model.encoder.blocks[0].attn.num_heads
-    if weights.num_heads not in (None, heads):
+    block: Any = model.encoder.blocks[0]
+    if weights.num_heads not in (None, block.attn.num_heads):
         raise ValueError(
-            f"{weights.path}: trained with {weights.num_heads} attention heads, the model has {heads}: set "
-            "model.net.encoder.num_heads"
+            f"{weights.path}: trained with {weights.num_heads} attention heads, the model has {block.attn.num_heads}: "
+            "set model.net.encoder.num_heads"
         )
 
 
@@ -196,7 +197,8 @@ def _check_patch_embedding(model: EVAD, weights: PretrainedWeights) -> None:
     if theirs != ours:
         raise ValueError(
             f"{weights.path}: patch embedding of {' x '.join(map(str, theirs))} (tubelet x patch) instead of "
-            f"{' x '.join(map(str, ours))}: use weights with these cubes, or set model.net.encoder.tubelet and model.patch"
+            f"{' x '.join(map(str, ours))}: use weights with these cubes, or set model.net.encoder.tubelet and "
+            "model.patch"
         )
 
 

@@ -1,0 +1,165 @@
+"""The commands as a user types them: train, resume, evaluate, predict, sweep."""
+
+import json
+import os
+import subprocess
+import sys
+
+import av
+import pandas as pd
+import pytest
+import torch
+
+from evad.config import build_model, load_config
+from evad.data.mini import ensure_mini
+from evad.metrics.efficiency import paper_macs
+from evad.runs import load_weights, read_metrics
+
+pytestmark = pytest.mark.slow
+
+TINY = [
+    "experiment=mini",
+    "logger=csv",
+    "callbacks.progress=null",
+    "data.train_clips=8",
+    "data.val_clips=4",
+    "data.batch_size=4",
+    "data.num_workers=0",
+    "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1",
+    "trainer.max_epochs=2",
+]
+
+
+def command(*arguments, cwd, check=True):
+    """Run `python -m ...` away from the checkout."""
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=cwd,
+        env=os.environ | {"EVAD_DATA": str(cwd / "data"), "OMP_NUM_THREADS": "2", "HYDRA_FULL_ERROR": "1"},
+        check=check,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def run_dir(workspace):
+    command("evad.train", *TINY, "hydra.run.dir=run", cwd=workspace)
+    return workspace / "run"
+
+
+def test_run_folder_is_self_contained(run_dir):
+    files = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
+    assert files >= {
+        "config.yaml",
+        "config.resolved.yaml",
+        "metrics.csv",
+        "classes.json",
+        "train.log",
+        "learning_curve.png",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+    }
+    metrics = read_metrics(run_dir)
+    for column in ["train/loss", "lr/encoder", "val/mAP", "val/person_AP", "val/AP/1", "cost/gflops"]:
+        assert metrics[column].notna().any(), column
+    macs = paper_macs(build_model(load_config(["experiment=mini"])), 8, 64, 64)
+    assert metrics["cost/gflops"].dropna().unique() == pytest.approx([sum(macs.values()) / 1e9], rel=1e-6)
+
+
+def test_resume_goes_on_in_the_same_folder_and_keeps_the_metrics(run_dir, workspace):
+    command("evad.train", f"resume={run_dir}", "trainer.max_epochs=3", cwd=workspace)
+    epochs = read_metrics(run_dir).dropna(subset=["val/mAP"])["epoch"].tolist()
+    assert epochs == [0, 1, 2]
+    assert torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+
+
+def test_evaluation_writes_detections_that_evaluate_to_the_same_number(run_dir, workspace):
+    checkpoint = f"ckpt_path={run_dir}/checkpoints/last.ckpt"
+    command("evad.eval", checkpoint, "model.keep_rate=0.8", "hydra.run.dir=evaluation", cwd=workspace)
+    report = json.loads((workspace / "evaluation/metrics.json").read_text())
+    assert report["keep_rate"] == 0.8
+    assert len(list((workspace / "evaluation/frames").glob("*.png"))) == 3
+    annotations = workspace / "data/mini/annotations"
+    again = command(
+        "evad.metrics.ava",
+        f"--ground-truth={annotations}/val.csv",
+        f"--detections={workspace}/evaluation/detections.csv",
+        f"--label-map={annotations}/label_map.pbtxt",
+        cwd=workspace,
+    )
+    assert json.loads(again.stdout)["mAP"] == pytest.approx(report["mAP"], abs=1e-6)  # logged as float32
+
+
+def test_prediction_has_the_length_and_rate_of_the_video(run_dir, workspace):
+    video = workspace / "data/mini/videos/val_00000.mp4"
+    checkpoint = f"ckpt_path={run_dir}/checkpoints/last.ckpt"
+    options = ["predict.person_threshold=0", "hydra.run.dir=prediction"]
+    command("evad.predict", checkpoint, f"video={video}", *options, cwd=workspace)
+    with av.open(str(video)) as source, av.open(str(workspace / "prediction/val_00000.mp4")) as annotated:
+        ours, theirs = annotated.streams.video[0], source.streams.video[0]
+        assert ours.average_rate == theirs.average_rate
+        assert sum(1 for _ in annotated.decode(ours)) == sum(1 for _ in source.decode(theirs))
+    rows = pd.read_csv(workspace / "prediction/detections.csv")
+    assert set(rows["frame"]) == set(range(0, 16, 2))  # 4 keyframes per second of an 8-fps video
+    assert rows[["x1", "y1"]].min().min() >= 0
+    assert rows[["x2", "y2"]].max().max() <= 64
+
+
+def test_sweep_gives_one_complete_run_per_value(workspace, run_dir):
+    one_epoch = [*TINY[:-1], "trainer.max_epochs=1"]
+    command(
+        "evad.train", "--multirun", *one_epoch, "model.keep_rate=0.6,0.7,0.8", "hydra.sweep.dir=sweep", cwd=workspace
+    )
+    costs = []
+    for job in range(3):
+        assert (workspace / f"sweep/{job}/checkpoints/best.ckpt").is_file()
+        costs.append(read_metrics(workspace / f"sweep/{job}")["cost/gflops"].dropna().item())
+    assert costs == sorted(costs)
+    assert len(set(costs)) == 3
+
+
+def test_checkpoint_of_another_architecture_is_refused(run_dir, workspace):
+    model = build_model(load_config(["experiment=mini", "model.decoder_depth=1", "model.net.classification.dim=32"]))
+    with pytest.raises(ValueError, match=r"another architecture.*unexpected.*other shape"):
+        load_weights(model, run_dir / "checkpoints/last.ckpt")
+
+
+def test_misspelt_key_is_an_error_that_names_it(workspace):
+    failed = command("evad.train", "model.keeprate=0.7", cwd=workspace, check=False)
+    assert failed.returncode != 0
+    assert "keeprate" in failed.stderr
+
+
+def test_missing_checkpoint_is_an_error_that_says_where(workspace):
+    failed = command("evad.eval", "ckpt_path=nowhere.ckpt", cwd=workspace, check=False)
+    assert failed.returncode != 0
+    assert "no checkpoint at" in failed.stderr
+
+
+def test_paper_model_takes_a_training_and_a_validation_step_on_ava_layout(workspace):
+    root = ensure_mini(workspace / "ava_like", train_clips=2, val_clips=1)
+    layout = [
+        f"data.root={root}",
+        "+data.train_csv=train.csv",
+        "+data.val_csv=val.csv",
+        "+data.excluded_csv=null",
+        "+data.label_map=label_map.pbtxt",
+        "+data.valid_seconds=null",
+        "data.video_start_second=0",
+        "data.sampler.annotated_fps=8",
+        "data.sampler.frame_stride=1",
+        "data.num_workers=0",
+    ]
+    run = ["experiment=ava_vitb_224", "debug=quick", "logger=csv", "trainer.limit_train_batches=1"]
+    command("evad.train", *run, *layout, "hydra.run.dir=ava_run", "callbacks.progress=null", cwd=workspace)
+    metrics = read_metrics(workspace / "ava_run")
+    assert metrics["train/loss"].notna().sum() == 1
+    assert metrics["val/mAP"].notna().sum() == 1
+    assert metrics["cost/gflops"].dropna().item() == pytest.approx(134.51, rel=1e-4)
