@@ -105,7 +105,8 @@ def executed_macs(model: EVAD, num_frames: int, height: int, width: int, trainin
 
     Differs from the paper's count by three savings and one addition: pyramid laterals run before enlargement; the last
     decoder block computes actors only; at inference the inner decoder blocks have no action head; pruning blocks
-    compute their attention scores a second time to sum them (the fused attention keeps none).
+    compute their attention scores a second time to sum them (the fused attention keeps none), except in CPU inference,
+    which the count does not tell apart.
     """
     counted = paper_macs(model, num_frames, height, width)
     encoder, patch = model.encoder, model.encoder.patch_embed.patch
@@ -123,9 +124,9 @@ def executed_macs(model: EVAD, num_frames: int, height: int, width: int, trainin
 
 
 def score_macs(encoder: VideoTransformer, tokens: list[int]) -> int:
-    """Attention logits of pruning blocks and their weighted sum: what the importance scores cost."""
+    """Attention logits of pruning blocks, computed again for the importance scores; their sums are no products."""
     blocks: Any = encoder.blocks
-    return sum(entering**2 * (encoder.dim + 1) for block, entering in zip(blocks, tokens) if block.pruning is not None)
+    return sum(entering**2 * encoder.dim for block, entering in zip(blocks, tokens) if block.pruning is not None)
 
 
 def decoder_savings(branch: ClassificationBranch, tokens: int, queries: int, training: bool) -> int:

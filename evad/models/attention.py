@@ -41,13 +41,65 @@ class Attention(nn.Module):
         key, value = key_value.permute(2, 0, 3, 1, 4)  # (B, N, 2, heads, d) -> (2, B, heads, N, d)
         return query.unflatten(2, (self.num_heads, -1)).transpose(1, 2), key, value
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention output: (B, heads, N, d) each -> (B, N, C)."""
-        out = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(out.transpose(1, 2).flatten(2))  # (B, heads, N, d) -> (B, N, C)
+    def merge(self, attended: Tensor) -> Tensor:
+        """Heads joined and projected: (B, heads, N, d) -> (B, N, C)."""
+        return self.proj(attended.transpose(1, 2).flatten(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.attend(*self.project(x))
+        return self.merge(attention(*self.project(x)))
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention output, (B, heads, M, d) queries over N keys and values -> (B, heads, M, d).
+
+    Fused, except for bfloat16 inference on a CPU: there the fused kernel multiplies no faster than in float32, while
+    plain matrix products do.
+    """
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and not torch.is_grad_enabled():
+        return attention_by_rows(query, key, value)[0]
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+def attention_by_rows(
+    query: Tensor, key: Tensor, value: Tensor | None, boundary: int = 0, chunk: int = 512
+) -> tuple[Tensor, Tensor]:
+    """Attention computed a few query rows at a time, so that the column sums of its probabilities come for free.
+
+    Nothing of size M x N is ever held: memory is O(chunk * N) per head at work. A CPU works on one head at a time, so
+    that a chunk stays in its cache, other devices on all of them.
+
+    Args:
+        query: (B, heads, M, d).
+        key: (B, heads, N, d).
+        value: (B, heads, N, d), or None to leave the output out.
+        boundary: Queries before and behind it are summed apart.
+        chunk: Query rows per step.
+
+    Returns:
+        Output (B, heads, M, d), empty without values; sums (2, B, N) over heads and queries of the probability that
+        each key receives from the queries before and behind `boundary`, float32 or the inputs' type if wider.
+    """
+    batch, heads, rows, dim = query.shape
+    flat_query = (query * dim**-0.5).flatten(0, 1)
+    # Copied once into one piece each: the products below would otherwise copy them for every chunk.
+    flat_key = key.flatten(0, 1).contiguous().transpose(1, 2)
+    flat_value = None if value is None else value.flatten(0, 1).contiguous()
+    out = torch.empty_like(flat_query) if value is not None else query.new_empty(batch * heads, 0, dim)
+    precise = torch.promote_types(query.dtype, torch.float32)
+    sums = torch.zeros(2, batch * heads, key.shape[2], dtype=precise, device=query.device)
+    step = 1 if query.device.type == "cpu" else batch * heads
+    parts = [(0, 0, boundary), (1, boundary, rows)]
+    with torch.autocast(query.device.type, enabled=False):  # it would round the sums
+        for head in range(0, batch * heads, step):
+            at = slice(head, head + step)
+            for part, first, end in parts:
+                for start in range(first, end, chunk):
+                    here = slice(start, min(start + chunk, end))
+                    probability = torch.bmm(flat_query[at, here], flat_key[at]).softmax(-1)
+                    sums[part, at] += probability.sum(1, dtype=precise)
+                    if flat_value is not None:
+                        out[at, here] = torch.bmm(probability, flat_value[at])
+    return out.unflatten(0, (batch, heads)), sums.unflatten(1, (batch, heads)).sum(2)
 
 
 def xavier_init(module: nn.Module) -> None:

@@ -8,9 +8,9 @@ import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from evad.models.attention import Attention, xavier_init
+from evad.models.attention import Attention, attention, xavier_init
 from evad.models.positions import GridPositions
-from evad.models.roi import align, batched_rois, extend_boxes
+from evad.models.roi import align_by_product, extend_boxes
 from evad.models.tokens import Tokens
 
 
@@ -39,7 +39,7 @@ class DecoderBlock(nn.Module):
             projected = self.attn.project(normed)
         else:
             projected, x = self.attn.project_last(normed, num_queries), x[:, -num_queries:]
-        x = x + self.drop_path(self.attn.attend(*projected))
+        x = x + self.drop_path(self.attn.merge(attention(*projected)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -171,19 +171,19 @@ class ClassificationBranch(nn.Module):
     def actor_features(self, volume: Tensor, grid: tuple[int, int, int], boxes: Tensor, sizes: Tensor) -> Tensor:
         """One vector per actor: its extended box on every slice, spatial maximum, temporal mean (3D RoIAlign).
 
-        All slices share the boxes, so they are stacked as channels and aligned in one call.
+        All slices share the boxes, so they are stacked as channels and read at once.
 
         Args:
-            volume: (B, T' * H' * W', D) in time, row, column order.
-            grid: (T', H', W').
-            boxes: (B, Q, 4) xyxy pixels of the unpadded clip.
-            sizes: (B, 2) valid height and width in pixels.
+            volume: (B, T' * H' * W', D).
 
         Returns:
             (B, Q, D).
         """
-        slices = volume.unflatten(1, grid).permute(0, 1, 4, 2, 3)  # (B, T', H', W', D) -> (B, T', D, H', W')
-        rois = batched_rois(extend_boxes(boxes, sizes, self.roi_extension))
-        aligned = align(slices.flatten(1, 2), rois, self.roi_size, 1 / self.stride)  # (B * Q, T' * D, S, S)
-        pooled = aligned.amax(dim=(2, 3)).unflatten(1, slices.shape[1:3]).mean(dim=1)
-        return pooled.view(*boxes.shape[:2], -1).to(volume.dtype)
+        slices, height, width = grid
+        stacked = volume.unflatten(1, (slices, height * width)).transpose(
+            1, 2
+        )  # (B, T', H' * W', D) -> (B, H' * W', T', D)
+        stacked = stacked.flatten(2).unflatten(1, (height, width))
+        extended = extend_boxes(boxes.detach(), sizes, self.roi_extension)  # RoIAlign has no gradient to its boxes
+        pooled = align_by_product(stacked, extended, self.roi_size, 1 / self.stride).amax(dim=2)  # (B, Q, T' * D)
+        return pooled.unflatten(2, (slices, -1)).mean(dim=2).to(volume.dtype)

@@ -9,7 +9,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from evad.models.attention import Attention, xavier_init
+from evad.models.attention import Attention, attention, xavier_init
 from evad.models.positions import GridPositions
 from evad.models.pruning import ContextOrder, KeyframePruning
 from evad.models.tokens import Tokens
@@ -70,9 +70,13 @@ class EncoderBlock(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tokens:
         query, key, value = self.attn.project(self.norm1(tokens.x))
-        tokens = tokens.with_features(tokens.x + self.drop_path(self.attn.attend(query, key, value)))
-        if self.pruning is not None:
-            tokens = self.pruning(tokens, query, key)
+        if self.pruning is None:
+            attended, importance = attention(query, key, value), None
+        else:
+            attended, importance = self.pruning.attend(query, key, value, tokens.num_keyframe)
+        tokens = tokens.with_features(tokens.x + self.drop_path(self.attn.merge(attended)))
+        if importance is not None:
+            tokens = self.pruning(tokens, importance)
         return tokens.with_features(tokens.x + self.drop_path(self.mlp(self.norm2(tokens.x))))
 
 

@@ -190,6 +190,7 @@ class LocalizationBranch(nn.Module):
         scale = sizes.flip(1).to(self.proposal_boxes.dtype).repeat(1, 2)  # (B, 4): W, H, W, H
         boxes = cxcywh_to_xyxy(self.proposal_boxes) * scale.unsqueeze(1)
         queries = self.proposal_features.expand(len(sizes), -1, -1)
+        levels = [level.to(boxes.dtype) for level in levels]  # once: RoIAlign would cast bfloat16 maps at every stage
         all_logits, all_boxes = [], []
         for head in self.heads:
             rois = pyramid_roi_align(levels, boxes, self.strides, self.roi_size, self.canonical_size)

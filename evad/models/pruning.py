@@ -8,18 +8,19 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from evad.models.attention import attention, attention_by_rows
 from evad.models.tokens import Tokens
 
 ContextOrder = Literal["position", "score"]
 
 
 @torch.no_grad()
-def attentiveness(query: Tensor, key: Tensor, num_keyframe: int, w_kf: float = 1.0, chunk: int = 256) -> Tensor:
+def attentiveness(query: Tensor, key: Tensor, num_keyframe: int, w_kf: float = 1.0, chunk: int = 512) -> Tensor:
     """Importance of every token: the attention it receives, averaged over queries and heads (Eq. 1).
 
     I_j = 1 / (N * heads) * sum_{h, i} w_i * softmax_j(q_i . k_j / sqrt(d)), with w_i = w_kf for keyframe queries and 1
     for the others. Rows are processed in chunks and only their weighted sum is kept, so memory is O(chunk * N), not
-    N x N. Under autocast, too, probabilities are summed in float32 (a matrix product would round them to bfloat16).
+    N x N. Under autocast, too, probabilities are summed in float32.
 
     Args:
         query: (B, heads, N, d), keyframe queries first.
@@ -31,18 +32,13 @@ def attentiveness(query: Tensor, key: Tensor, num_keyframe: int, w_kf: float = 1
     Returns:
         (B, N) importance, float32 or the wider type of the inputs.
     """
-    batch, heads, n, dim = query.shape
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    weights = torch.ones(n, dtype=dtype, device=query.device)
-    weights[:num_keyframe] = w_kf
-    keys = key.transpose(2, 3)
-    scores = torch.zeros(batch, n, dtype=dtype, device=query.device)
-    with torch.autocast(query.device.type, enabled=False):
-        for start in range(0, n, chunk):
-            rows = (query[:, :, start : start + chunk] * dim**-0.5) @ keys
-            probabilities = rows.softmax(dim=-1, dtype=dtype)  # (B, heads, chunk, N)
-            scores += torch.einsum("bhij,i->bj", probabilities, weights[start : start + chunk])
-    return scores / (n * heads)
+    _, sums = attention_by_rows(query, key, None, num_keyframe, chunk)
+    return enhance(sums, w_kf, query)
+
+
+def enhance(sums: Tensor, w_kf: float, query: Tensor) -> Tensor:
+    """Sums of received attention (2, B, N), from keyframe and other queries -> importance (B, N) (Eq. 1)."""
+    return (w_kf * sums[0] + sums[1]) / (query.shape[1] * query.shape[2])
 
 
 def num_kept(keep_rate: float, num_tokens: int, num_keyframe: int) -> int:
@@ -88,24 +84,22 @@ class KeyframePruning(nn.Module):
             raise ValueError(f"context_order {context_order!r} is neither 'position' nor 'score'")
         self.keep_rate, self.w_kf, self.context_order = keep_rate, w_kf, context_order
 
-    def forward(self, tokens: Tokens, query: Tensor, key: Tensor) -> Tokens:
-        """Survivors among `tokens`, judged by the attention of the block they are in.
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, num_keyframe: int) -> tuple[Tensor, Tensor]:
+        """Attention output (B, heads, N, d) and importance (B, N) of a block's tokens.
 
-        Args:
-            tokens: N tokens.
-            query: (B, heads, N, d) of that block.
-            key: (B, heads, N, d) of that block.
-
-        Returns:
-            ceil(rho * N) tokens: all N1 keyframe tokens, then the context tokens in `context_order`.
-
-        Raises:
-            ValueError: if the keyframe alone has more tokens than rho keeps, see `num_kept`.
+        CPU inference computes both from the same rows. Training and other devices use the fused attention and compute
+        the rows a second time, without gradients.
         """
+        if query.device.type == "cpu" and not torch.is_grad_enabled():
+            attended, sums = attention_by_rows(query, key, value, num_keyframe)
+            return attended, enhance(sums, self.w_kf, query)
+        return attention(query, key, value), attentiveness(query, key, num_keyframe, self.w_kf)
+
+    def forward(self, tokens: Tokens, importance: Tensor) -> Tokens:
+        """Survivors among N tokens by their importance (B, N)."""
         n1 = tokens.num_keyframe
         kept = num_kept(self.keep_rate, tokens.x.shape[1], n1)
-        scores = attentiveness(query, key, n1, self.w_kf)[:, n1:]
-        index = scores.topk(kept, dim=1).indices  # descending score
+        index = importance[:, n1:].topk(kept, dim=1).indices  # descending importance
         if self.context_order == "position":
             index = index.sort(dim=1).values
         return tokens.select_context(index)

@@ -90,6 +90,52 @@ def align(feature: Tensor, rois: Tensor, output_size: int, scale: float) -> Tens
     )
 
 
+def align_by_product(volume: Tensor, boxes: Tensor, output_size: int, scale: float) -> Tensor:
+    """RoIAlign of few boxes on a small map with many channels, as one matrix product.
+
+    Equals `align`: a bin is a weighted mean of cells, and its weights are a product of row and column weights. For the
+    3072 channels of the restored volume (T' slices times D) a product over all cells is several times faster than
+    gathering 4 cells per sample, in the backward pass too.
+
+    Args:
+        volume: (B, H', W', C).
+        boxes: (B, Q, 4).
+        output_size: Bins S along each side.
+        scale: Cells per pixel.
+
+    Returns:
+        (B, Q, S * S, C), bins row by row.
+    """
+    left, top, right, bottom = (boxes * scale - 0.5).unbind(-1)
+    rows = bin_weights(top, bottom, output_size, volume.shape[1])
+    columns = bin_weights(left, right, output_size, volume.shape[2])
+    weights = torch.einsum("bqih,bqjw->bqijhw", rows, columns)  # (B, Q, S, S, H', W')
+    pooled = weights.flatten(4).flatten(1, 3).to(volume.dtype) @ volume.flatten(1, 2)  # (B, Q * S * S, C)
+    return pooled.unflatten(1, (boxes.shape[1], output_size**2))
+
+
+def bin_weights(start: Tensor, end: Tensor, bins: int, cells: int) -> Tensor:
+    """How much each cell of one axis counts in each bin: linear interpolation at two samples per bin, averaged.
+
+    A sample more than one cell outside the axis counts as 0; nearer ones take the border cell, as in RoIAlign.
+
+    Args:
+        start: (B, Q) first coordinate in cells, 0 = centre of the first cell.
+        end: (B, Q) last coordinate.
+        bins: S.
+        cells: Length of the axis.
+
+    Returns:
+        (B, Q, S, cells).
+    """
+    fraction = (torch.arange(2 * bins, dtype=start.dtype, device=start.device) + 0.5) / (2 * bins)
+    sample = start.unsqueeze(-1) + (end - start).unsqueeze(-1) * fraction  # (B, Q, 2 * S)
+    inside = (sample >= -1) & (sample <= cells)
+    cell = torch.arange(cells, dtype=start.dtype, device=start.device)
+    weight = (1 - (sample.clamp(0, cells - 1).unsqueeze(-1) - cell).abs()).clamp(min=0) * inside.unsqueeze(-1)
+    return weight.unflatten(2, (bins, 2)).mean(dim=3)
+
+
 def extend_boxes(boxes: Tensor, sizes: Tensor, extension: tuple[float, float]) -> Tensor:
     """Boxes widened to cover an actor's motion over the clip, clipped to the valid image (Sec. 3.3, Fig. 5, Table 1f).
 
