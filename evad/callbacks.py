@@ -58,7 +58,8 @@ class EfficiencyMonitor(Callback):
                 "cost/gflops": self.gflops or float("nan"),
                 "cost/train_clips_per_s": self.clips * trainer.world_size / elapsed,
                 "cost/peak_memory_mb": peak_memory_mb(module.device),
-            }
+            },
+            sync_dist=trainer.world_size > 1,
         )
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:

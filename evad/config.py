@@ -33,7 +33,15 @@ def divide(numerator: int, denominator: int) -> int:
     return numerator // denominator
 
 
+def num_labels(root: str, labels: str | None, *tables: str | None) -> int:
+    """Classes of a data set, for `${num_labels:root,labels,table,...}` in YAML; see `evad.data.annotations`."""
+    from evad.data.annotations import count_labels  # only where own data is used
+
+    return count_labels(root, labels, *tables)
+
+
 OmegaConf.register_new_resolver("div", divide, replace=True)
+OmegaConf.register_new_resolver("num_labels", num_labels, replace=True, use_cache=True)
 
 
 def load_config(overrides: list[str] | None = None, config_name: str = "train") -> DictConfig:

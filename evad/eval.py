@@ -4,7 +4,8 @@
     python -m evad.eval ckpt_path=... model.keep_rate=0.8            # other keep rate, same weights (Fig. 7)
     python -m evad.eval --multirun ckpt_path=... model.keep_rate=1.0,0.9,0.8,0.7,0.6
 
-Model and data come from the run's config; any key can be overridden. Writes detections.csv and metrics.json.
+Model and data come from the run's config; any key can be overridden. Writes detections.csv and metrics.json, and says
+whether boxes or classes limit the detector (`evad.metrics.decomposition`; `decompose=false` leaves that out).
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from PIL import Image
 from evad.build import build_datamodule, build_module, build_trainer
 from evad.lightning_module import EVADModule
 from evad.metrics.csv_rows import write_rows
+from evad.metrics.decomposition import DecomposingModule
 from evad.metrics.efficiency import paper_macs
+from evad.metrics.keyframe_metrics import TubeMAP
 from evad.models.postprocess import PostProcess
 from evad.runs import argument, hydra_command_from_run, load_weights, run_of_checkpoint
 from evad.visualization import draw_detections, readable_scale
@@ -45,15 +48,29 @@ def evaluate(cfg: DictConfig) -> float:
     datamodule = build_datamodule(cfg)
     module = build_module(cfg)
     load_weights(module.model, cfg.ckpt_path)
+    if cfg.decompose:
+        module = DecomposingModule.of(module)
     trainer = build_trainer(cfg, logger=False, callbacks=progress_only(cfg))
     trainer.validate(module, datamodule, verbose=False)
     metric: Any = module.metric
-    write_rows(metric.detections_frame(), output / "detections.csv")
+    # Each as its evaluation command reads it: `evad.metrics.tubes` wants the names of the columns.
+    write_rows(metric.detections_frame(), output / "detections.csv", header=isinstance(metric, TubeMAP))
     report = metrics_report(cfg, module, datamodule)
+    if isinstance(module, DecomposingModule):
+        decomposition = module.decomposition()
+        report["decomposition"] = decomposition.as_json()
+        log.info("what limits the detector:\n%s", decomposition.table())
     (output / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
     draw_examples(module, datamodule, output / "frames", cfg.examples)
-    log.info("mAP@0.5 %.4f, person AP %.4f; %s", report["mAP"], report["person_AP"], output)
+    log.info("%s; %s", summary(module.scores), output)
     return report["mAP"]
+
+
+def summary(scores: dict[str, float]) -> str:
+    """The scores that are not of one class, in a line."""
+    names = {"mAP": "mAP@0.5", "person_AP": "person AP"}
+    overall = {name: score for name, score in scores.items() if not name.startswith("AP/")}
+    return ", ".join(f"{names.get(name, name.replace('_', '-'))} {score:.4f}" for name, score in overall.items())
 
 
 def progress_only(cfg: DictConfig) -> list[Any]:

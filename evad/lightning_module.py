@@ -153,8 +153,9 @@ class EVADModule(L.LightningModule):
         assert self.metric is not None
         scores = self.metric.compute()
         values = {f"val/{name}": value.to(self.device) for name, value in scores.items()}
-        self.log_dict(values, rank_zero_only=False, sync_dist=False)
-        self.log("mAP", values["val/mAP"], prog_bar=True, logger=False)
+        several = self.trainer.world_size > 1  # the metric has gathered already; this only satisfies the logger
+        self.log_dict(values, sync_dist=several)
+        self.log("mAP", values["val/mAP"], prog_bar=True, logger=False, sync_dist=several)
         self.scores = {name: float(value) for name, value in scores.items()}
 
     def on_validation_epoch_start(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import hydra
 import pandas as pd
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -25,6 +26,7 @@ CONFIG = "config.yaml"
 CLASSES = "classes.json"
 
 
+@rank_zero_only
 def save_config(cfg: DictConfig, run_dir: Path) -> None:
     """Write the run's configuration, with interpolations and resolved."""
     OmegaConf.save(cfg, run_dir / CONFIG)
@@ -33,7 +35,8 @@ def save_config(cfg: DictConfig, run_dir: Path) -> None:
 
 def read_metrics(run_dir: Path) -> pd.DataFrame:
     """All logged values of a run, parts written before a resume first."""
-    parts = [*sorted(run_dir.glob("metrics.*.csv")), run_dir / "metrics.csv"]
+    earlier = sorted(run_dir.glob("metrics.*.csv"), key=lambda path: int(path.suffixes[0][1:]))
+    parts = [*earlier, run_dir / "metrics.csv"]
     return pd.concat([pd.read_csv(part) for part in parts if part.is_file()], ignore_index=True)
 
 

@@ -117,6 +117,7 @@ def find_checkpoint(run_dir: Path) -> Path:
     return path
 
 
+@rank_zero_only
 def keep_earlier_metrics(run_dir: Path) -> None:
     """Set the metrics of the interrupted run aside, since the CSV logger starts a new file."""
     current = run_dir / "metrics.csv"

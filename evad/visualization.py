@@ -131,3 +131,19 @@ def plot_training_cost(table: pd.DataFrame, path: Path) -> None:
         axis.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def plot_keep_rates(table: pd.DataFrame, path: Path) -> None:
+    """AP against keep rate at test time, with the cost of each point written beside it (Fig. 7)."""
+    figure, axis = plt.subplots(figsize=(5.5, 3.8), constrained_layout=True)
+    axis.plot(table["keep_rate"], 100 * table["mAP"], marker="o", color=COLOURS[5], label="action mAP@0.5")
+    axis.plot(table["keep_rate"], 100 * table["person_AP"], marker="s", color=COLOURS[2], label="person AP@0.5")
+    for row in table.to_dict("records"):
+        point = (row["keep_rate"], 100 * row["mAP"])
+        axis.annotate(f"{row['gflops']:.3g} GFLOPs", point, xytext=(0, -14), textcoords="offset points", ha="center")
+    axis.set(xlabel="keep rate at test", ylabel="AP in %", ylim=(0, 102))
+    axis.invert_xaxis()
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower left")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

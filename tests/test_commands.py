@@ -125,6 +125,18 @@ def test_sweep_gives_one_complete_run_per_value(workspace, run_dir):
     assert len(set(costs)) == 3
 
 
+def test_two_processes_report_the_metrics_of_one(workspace, run_dir):
+    one_epoch = [*TINY[:-1], "trainer.max_epochs=1", "data.batch_size=2"]
+    pair = ["trainer.devices=2", "trainer.strategy=ddp"]
+    # 5 validation clips do not divide by 2: the sampler repeats one, which must not count twice.
+    data = ["data.val_clips=5", f"data.root={workspace}/odd"]
+    command("evad.train", *one_epoch, *data, *pair, "hydra.run.dir=ddp", cwd=workspace)
+    logged = read_metrics(workspace / "ddp")["val/mAP"].dropna().item()
+    single = ["trainer.devices=1", "trainer.strategy=auto", "hydra.run.dir=ddp/single"]
+    command("evad.eval", f"ckpt_path={workspace}/ddp/checkpoints/last.ckpt", *single, cwd=workspace)
+    assert json.loads((workspace / "ddp/single/metrics.json").read_text())["mAP"] == pytest.approx(logged, abs=1e-7)
+
+
 def test_checkpoint_of_another_architecture_is_refused(run_dir, workspace):
     model = build_model(load_config(["experiment=mini", "model.decoder_depth=1", "model.net.classification.dim=32"]))
     with pytest.raises(ValueError, match=r"another architecture.*unexpected.*other shape"):

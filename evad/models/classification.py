@@ -174,15 +174,16 @@ class ClassificationBranch(nn.Module):
         All slices share the boxes, so they are stacked as channels and read at once.
 
         Args:
-            volume: (B, T' * H' * W', D).
+            volume: (B, T' * H' * W', D) in time, row, column order.
+            grid: (T', H', W').
+            boxes: (B, Q, 4) xyxy pixels of the unpadded clip.
+            sizes: (B, 2) valid height and width in pixels.
 
         Returns:
             (B, Q, D).
         """
         slices, height, width = grid
-        stacked = volume.unflatten(1, (slices, height * width)).transpose(
-            1, 2
-        )  # (B, T', H' * W', D) -> (B, H' * W', T', D)
+        stacked = volume.unflatten(1, (slices, -1)).transpose(1, 2)  # (B, T', H' * W', D) -> (B, H' * W', T', D)
         stacked = stacked.flatten(2).unflatten(1, (height, width))
         extended = extend_boxes(boxes.detach(), sizes, self.roi_extension)  # RoIAlign has no gradient to its boxes
         pooled = align_by_product(stacked, extended, self.roi_size, 1 / self.stride).amax(dim=2)  # (B, Q, T' * D)

@@ -58,7 +58,12 @@ class EncoderBlock(nn.Module):
     """
 
     def __init__(
-        self, dim: int, num_heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0, pruning: nn.Module | None = None
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        pruning: KeyframePruning | None = None,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
@@ -66,7 +71,7 @@ class EncoderBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))  # exact (erf) GELU
         self.drop_path = DropPath(drop_path)
-        self.pruning = pruning
+        self.pruning: KeyframePruning | None = pruning
 
     def forward(self, tokens: Tokens) -> Tokens:
         query, key, value = self.attn.project(self.norm1(tokens.x))
@@ -75,7 +80,7 @@ class EncoderBlock(nn.Module):
         else:
             attended, importance = self.pruning.attend(query, key, value, tokens.num_keyframe)
         tokens = tokens.with_features(tokens.x + self.drop_path(self.attn.merge(attended)))
-        if importance is not None:
+        if self.pruning is not None:
             tokens = self.pruning(tokens, importance)
         return tokens.with_features(tokens.x + self.drop_path(self.mlp(self.norm2(tokens.x))))
 

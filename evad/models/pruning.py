@@ -96,7 +96,14 @@ class KeyframePruning(nn.Module):
         return attention(query, key, value), attentiveness(query, key, num_keyframe, self.w_kf)
 
     def forward(self, tokens: Tokens, importance: Tensor) -> Tokens:
-        """Survivors among N tokens by their importance (B, N)."""
+        """Survivors among N tokens by their importance (B, N).
+
+        Returns:
+            ceil(rho * N) tokens: all N1 keyframe tokens, then the context tokens in `context_order`.
+
+        Raises:
+            ValueError: if the keyframe alone has more tokens than rho keeps, see `num_kept`.
+        """
         n1 = tokens.num_keyframe
         kept = num_kept(self.keep_rate, tokens.x.shape[1], n1)
         index = importance[:, n1:].topk(kept, dim=1).indices  # descending importance
