@@ -4,7 +4,7 @@
     python -m evad.benchmark experiment=ava_vitb benchmark.time=false benchmark.json=macs.json  # counts only
     python -m evad.benchmark experiment=ava_vitb benchmark.modes=[inference,training] benchmark.precision=bf16
 
-Prints a table and writes benchmark.json, benchmark.csv, tables.md (the layout of the paper's Tables 2 and 3) and,
+Prints a table and writes benchmark.json, benchmark.csv, tables.md (the paper's Tables 2, 3 and 6) and,
 where training steps were timed, fig6.png (memory and step time by keep rate). Each row is measured in a process of its
 own, so that its peak memory is its own.
 """
@@ -16,6 +16,7 @@ import logging
 import multiprocessing
 import statistics
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ from torch import Tensor, nn
 
 from evad.callbacks import peak_memory_mb
 from evad.config import build_model
-from evad.metrics.efficiency import executed_macs, paper_macs
+from evad.metrics.efficiency import executed_macs, paper_macs, token_counts
 from evad.models.criterion import SetCriterion
+from evad.models.evad import EVAD
 from evad.runs import hydra_command
 from evad.structures import Target
 from evad.visualization import plot_training_cost
@@ -75,12 +77,21 @@ def count(cfg: DictConfig, size: int, mode: str) -> dict[str, Any]:
         "gmacs": sum(counted.values()) / 1e9,
         "gmacs_executed": sum(executed.values()) / 1e9,
         **{f"gmacs_{part}": value / 1e9 for part, value in counted.items()},
+        "tokens": stage_tokens(model, frames, side),
         "params": sum(parameter.numel() for parameter in model.parameters()),
         "precision": cfg.benchmark.precision,
         "batch_size": cfg.benchmark.batch_size,
         "compile": cfg.compile,
         "activation_checkpointing": cfg.model.activation_checkpointing,
     }
+
+
+def stage_tokens(model: EVAD, frames: int, side: int) -> list[int]:
+    """Tokens of one clip before the encoder and after each pruning stage (Table 6)."""
+    encoder = model.encoder
+    patch = encoder.patch_embed.patch
+    counts = token_counts(encoder, (frames // encoder.patch_embed.tubelet, side // patch, side // patch))
+    return [counts[0], *(after for before, after in pairwise(counts) if after != before)]
 
 
 def in_own_process(config: str, size: int, mode: str) -> dict[str, float]:
@@ -173,16 +184,22 @@ def write_results(table: pd.DataFrame, output: Path, json_path: str | None) -> N
 
 
 def markdown_tables(table: pd.DataFrame) -> str:
-    """Per mode and size, the cost by keep rate with the change against the highest keep rate (Table 2)."""
+    """Per mode and size, the cost by keep rate with the change against the highest keep rate (Tables 2, 3, 6)."""
     parts = []
     for (mode, size), rows in table.groupby(["mode", "size"], sort=False):
         records = rows.to_dict("records")
         base = max(records, key=lambda row: row["keep_rate"])
-        columns = ["keep rate", "GFLOPs", *(["clips/s", "memory in MiB"] if "clips_per_s" in rows else [])]
+        columns = [
+            "keep rate",
+            "GFLOPs",
+            "tokens by stage",
+            *(["clips/s", "memory in MiB"] if "clips_per_s" in rows else []),
+        ]
         parts.append(f"### {base['model']}, {mode}, {size} pixels\n")
         parts.append("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
         for row in records:
-            cells = [f"{row['keep_rate']:g}", with_change(row, base, "gmacs", ".1f")]
+            stages = " → ".join(str(n) for n in row["tokens"])
+            cells = [f"{row['keep_rate']:g}", with_change(row, base, "gmacs", ".1f"), stages]
             if "clips_per_s" in rows:
                 cells += [with_change(row, base, "clips_per_s", ".3g"), with_change(row, base, "peak_memory_mb", ".0f")]
             parts.append("| " + " | ".join(cells) + " |")
