@@ -4,8 +4,8 @@
     python -m evad.benchmark experiment=ava_vitb benchmark.time=false benchmark.json=macs.json  # counts only
     python -m evad.benchmark experiment=ava_vitb benchmark.modes=[inference,training] benchmark.precision=bf16
 
-Prints a table and writes benchmark.json, benchmark.csv, tables.md (the paper's Tables 2, 3 and 6) and,
-where training steps were timed, fig6.png (memory and step time by keep rate). Each row is measured in a process of its
+Prints a table and writes benchmark.json, benchmark.csv, tables.md (the paper's Tables 2, 3 and 6) and, where
+training steps were timed, fig6.png (memory and step time by keep rate). Each row is measured in a process of its
 own, so that its peak memory is its own.
 """
 
@@ -189,18 +189,14 @@ def markdown_tables(table: pd.DataFrame) -> str:
     for (mode, size), rows in table.groupby(["mode", "size"], sort=False):
         records = rows.to_dict("records")
         base = max(records, key=lambda row: row["keep_rate"])
-        columns = [
-            "keep rate",
-            "GFLOPs",
-            "tokens by stage",
-            *(["clips/s", "memory in MiB"] if "clips_per_s" in rows else []),
-        ]
+        measured = ["clips/s", "memory in MiB"] if "clips_per_s" in rows else []
+        columns = ["keep rate", "GFLOPs", "tokens by stage", *measured]
         parts.append(f"### {base['model']}, {mode}, {size} pixels\n")
         parts.append("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
         for row in records:
             stages = " → ".join(str(n) for n in row["tokens"])
             cells = [f"{row['keep_rate']:g}", with_change(row, base, "gmacs", ".1f"), stages]
-            if "clips_per_s" in rows:
+            if measured:
                 cells += [with_change(row, base, "clips_per_s", ".3g"), with_change(row, base, "peak_memory_mb", ".0f")]
             parts.append("| " + " | ".join(cells) + " |")
         parts.append("")

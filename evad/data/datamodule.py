@@ -244,7 +244,7 @@ class AVADataModule(ActionDataModule):
             valid_seconds=self.valid_seconds,
             excluded=self._annotations(self.excluded_csv) if split == "val" and self.excluded_csv else None,
         )
-        return keyframes, self._source(split)
+        return keyframes, self.source(split)
 
     def build_metric(self, protocol: str = "activitynet_2018") -> Metric:
         """Frame-mAP at IoU 0.5 on the validation keyframes; see `evad.metrics.ava` for the protocols."""
@@ -258,7 +258,8 @@ class AVADataModule(ActionDataModule):
             raise FileNotFoundError(f"{path}: no such annotation file; check the data root and the file's name")
         return path
 
-    def _source(self, split: Split) -> ReaderSource:
+    def source(self, split: Split) -> ReaderSource:
+        """Where the pixels of a split are: frame lists, frame folders or video files."""
         frames, videos = self.root / "frames", self.root / "videos"
         frame_list = self.root / "frame_lists" / f"{split}.csv"
         if frame_list.is_file():

@@ -1,0 +1,67 @@
+"""What is wrong or worth knowing about a data set, said once: severity, how often, where, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Severity = Literal["error", "warning", "info"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+
+MAX_EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One observation about a data set.
+
+    Attributes:
+        kind: Stable short name, such as `boxes-swapped`.
+        severity: `error`: training would be wrong or stop; `warning`: look at it; `info`: good to know.
+        message: What is the case, as a clause that can follow an example.
+        remedy: What to do about it; may be empty.
+        count: How many lines, videos or classes it concerns.
+        examples: The first few, with file and line where they are known.
+    """
+
+    kind: str
+    severity: Severity
+    message: str
+    remedy: str = ""
+    count: int = 1
+    examples: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        where = f"{self.examples[0]}: " if self.examples else ""
+        remedy = f"; {self.remedy}" if self.remedy else ""
+        others = f" ({self.count - 1} more like it)" if self.examples and self.count > 1 else ""
+        return f"{where}{self.message}{remedy}{others}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields as JSON types."""
+        return {**asdict(self), "examples": list(self.examples)}
+
+
+def by_severity(findings: Iterable[Finding]) -> list[Finding]:
+    """Errors first, then warnings; otherwise in the order given."""
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def errors(findings: Iterable[Finding]) -> list[Finding]:
+    """Those that would make training wrong."""
+    return [finding for finding in findings if finding.severity == "error"]
+
+
+def require_sound(findings: Sequence[Finding]) -> None:
+    """Stop where training would be wrong.
+
+    Raises:
+        ValueError: There are errors; the text has all of them.
+    """
+    found = errors(findings)
+    if len(found) == 1:
+        raise ValueError(str(found[0]))
+    if found:
+        listed = "\n".join(f"  {number}. {finding}" for number, finding in enumerate(found, 1))
+        raise ValueError(f"the annotations have {len(found)} kinds of errors:\n{listed}")
