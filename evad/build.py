@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lightning as L
 from hydra.utils import instantiate
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from evad.config import build_model
 from evad.lightning_module import EVADModule
@@ -14,9 +14,12 @@ from evad.models.criterion import SetCriterion
 
 
 def absolute_paths(cfg: DictConfig) -> None:
-    """Make paths absolute, so that the saved config works from any directory."""
+    """Make paths absolute and counted classes a number, so that the saved config works from any directory."""
     with open_dict(cfg):
         cfg.paths.data = str(Path(cfg.paths.data).absolute())
+        cfg.data.num_classes = cfg.data.num_classes
+        if not OmegaConf.is_interpolation(cfg.data, "root"):
+            cfg.data.root = str(Path(cfg.data.root).absolute())
         if cfg.init_from:
             cfg.init_from = str(Path(cfg.init_from).absolute())
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
+from evad.data.quick_check import explain_zero_map
 from evad.models.criterion import Losses, SetCriterion
 from evad.models.evad import EVAD
 from evad.models.postprocess import PostProcess
@@ -149,10 +150,12 @@ class EVADModule(L.LightningModule):
         return self.postprocess(self.model(batch.clips, batch.sizes), batch.sizes, batch.original_sizes)
 
     def on_validation_epoch_end(self) -> None:
-        """Log mAP, person AP and AP per class; the metric itself warns and says why where the mAP is 0."""
+        """Log mAP, person AP and AP per class; where the mAP is 0, say which usual causes apply."""
         assert self.metric is not None
         scores = self.metric.compute()
         values = {f"val/{name}": value.to(self.device) for name, value in scores.items()}
+        if values["val/mAP"] == 0:
+            log.warning("%s", explain_zero_map(self.trainer.datamodule, self.global_step))  # type: ignore[attr-defined]
         several = self.trainer.world_size > 1  # the metric has gathered already; this only satisfies the logger
         self.log_dict(values, sync_dist=several)
         self.log("mAP", values["val/mAP"], prog_bar=True, logger=False, sync_dist=several)

@@ -1,9 +1,9 @@
 """Train a detector.
 
-python -m evad.train                                  # the demo on generated data
-python -m evad.train experiment=ava_vitb              # the paper's ViT-B on AVA
-python -m evad.train --multirun model.keep_rate=0.6,0.7,0.8
-python -m evad.train resume=outputs/mini/2026-01-31_12-00-00
+    python -m evad.train                                  # the demo on generated data
+    python -m evad.train experiment=ava_vitb              # the paper's ViT-B on AVA
+    python -m evad.train --multirun model.keep_rate=0.6,0.7,0.8
+    python -m evad.train resume=outputs/mini/2026-01-31_12-00-00
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -21,6 +22,8 @@ from omegaconf import DictConfig
 
 from evad.build import absolute_paths, build_datamodule, build_module, build_trainer
 from evad.callbacks import ClassNames
+from evad.data.findings import require_sound
+from evad.data.quick_check import quick_check
 from evad.lightning_module import EVADModule
 from evad.models.pretrained import load_pretrained
 from evad.runs import CONFIG, argument, hydra_command, hydra_command_from_run, read_metrics, save_config
@@ -46,6 +49,8 @@ def train(cfg: DictConfig) -> float | None:
     torch.set_float32_matmul_precision("high")
 
     datamodule = build_datamodule(cfg)
+    if cfg.check and resume is None:
+        check_annotations(datamodule)
     module = build_module(cfg)
     if cfg.init_from and resume is None:
         initialise_from(cfg, module, run_dir)
@@ -65,6 +70,19 @@ def train(cfg: DictConfig) -> float | None:
         log.info("best %s: %.4f", checkpoint.monitor, best)  # type: ignore[union-attr]
     value = trainer.callback_metrics.get(cfg.optimized_metric)
     return None if value is None else float(value)
+
+
+@rank_zero_only
+def check_annotations(datamodule: Any) -> None:
+    """Stop before training on data that would make it wrong; `python -m evad.data.check` says more.
+
+    Raises:
+        ValueError: with every error found.
+    """
+    findings = quick_check(datamodule)
+    for finding in findings:
+        log.log(logging.WARNING if finding.severity == "warning" else logging.INFO, "%s", finding)
+    require_sound(findings)
 
 
 def initialise_from(cfg: DictConfig, module: EVADModule, run_dir: Path) -> None:

@@ -145,6 +145,19 @@ class KeyframeMetric(Metric):
         if not all(bool(x.isfinite().all()) for x in (found.boxes, found.person_scores, found.action_scores)):
             raise ValueError(f"{where} are not finite: training has diverged; lower the learning rate")
 
+    def compute(self) -> dict[str, Tensor]:
+        """Scores of the keyframes seen so far, see the class; warns with the likely causes where the mAP is 0."""
+        gathered = self.gathered()
+        scores = self.scores(gathered)
+        if scores["mAP"] == 0:
+            persons = self.person_result(gathered, "activitynet_2018", iou_threshold=0.5).counts[PERSON]
+            rank_zero_warn(_why_zero(len(gathered.boxes), persons.true_positives))
+        return scores
+
+    def scores(self, gathered: GatheredDetections) -> dict[str, Tensor]:
+        """Scores of detections, which `gathered` gave or were made from what it gave."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it computes")
+
     def gathered(self) -> GatheredDetections:
         """Detections of this process, or of all once the metric is synchronised; each keyframe's first occurrence.
 
@@ -246,9 +259,8 @@ class AVAFrameMAP(KeyframeMetric):
         self.protocol = protocol
         self.iou_threshold = iou_threshold
 
-    def compute(self) -> dict[str, Tensor]:
-        """Scores of the keyframes seen so far; see the class."""
-        gathered = self.gathered()
+    def scores(self, gathered: GatheredDetections) -> dict[str, Tensor]:
+        """Scores of detections; see the class."""
         columns = np.flatnonzero(np.isin(self.class_ids, self.evaluated))
         result = evaluate_rows(
             self._truth_rows(gathered),
@@ -258,8 +270,6 @@ class AVAFrameMAP(KeyframeMetric):
             iou_threshold=self.iou_threshold,
         )
         persons = self.person_result(gathered, self.protocol, self.iou_threshold)
-        if result.mAP == 0:
-            rank_zero_warn(_why_zero(len(gathered.boxes), persons.counts[PERSON].true_positives))
         scores = {"mAP": self.as_tensor(result.mAP), "person_AP": self.as_tensor(persons.per_class[PERSON])}
         return scores | {f"AP/{action}": self.as_tensor(ap) for action, ap in result.per_class.items()}
 
@@ -341,17 +351,14 @@ class TubeMAP(KeyframeMetric):
         self.frame_numbers = np.array([int(timestamp) for timestamp in self.timestamps], dtype=np.int64)
         self.video_names, self.video_numbers = np.unique(np.array(self.videos, dtype=object), return_inverse=True)
 
-    def compute(self) -> dict[str, Tensor]:
-        """Scores of the keyframes seen so far; see the class."""
-        gathered = self.gathered()
+    def scores(self, gathered: GatheredDetections) -> dict[str, Tensor]:
+        """Scores of detections; see the class."""
         num_classes = len(self.class_ids)
         truth, found = self._truth_tubes(gathered), self._found_boxes(gathered)
         frames = frame_ap(truth.as_boxes(), found, num_classes)
         linked, _ = link(link_candidates(found))
         videos = video_scores(truth, linked, num_classes)
         persons = self.person_result(gathered, "activitynet_2018", iou_threshold=0.5)
-        if frames.mAP == 0:
-            rank_zero_warn(_why_zero(len(gathered.boxes), persons.counts[PERSON].true_positives))
         scores = {"mAP": frames.mAP, "person_AP": persons.per_class[PERSON]}
         scores |= {f"AP/{name}": ap for name, ap in zip(self.class_ids.tolist(), frames.average_precision.tolist())}
         scores |= {f"video_mAP@{threshold}": mean for threshold, mean in videos.items()}
