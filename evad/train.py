@@ -1,9 +1,9 @@
 """Train a detector.
 
-    python -m evad.train                                  # the demo on generated data
-    python -m evad.train experiment=ava_vitb              # the paper's ViT-B on AVA
-    python -m evad.train --multirun model.keep_rate=0.6,0.7,0.8
-    python -m evad.train resume=outputs/mini/2026-01-31_12-00-00
+python -m evad.train                                  # the demo on generated data
+python -m evad.train experiment=ava_vitb              # the paper's ViT-B on AVA
+python -m evad.train --multirun model.keep_rate=0.6,0.7,0.8
+python -m evad.train resume=outputs/mini/2026-01-31_12-00-00
 """
 
 from __future__ import annotations
