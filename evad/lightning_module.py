@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
@@ -154,7 +155,8 @@ class EVADModule(L.LightningModule):
         assert self.metric is not None
         scores = self.metric.compute()
         values = {f"val/{name}": value.to(self.device) for name, value in scores.items()}
-        if values["val/mAP"] == 0:
+        # Evaluation alone may not have the training set; the metric itself warns there.
+        if values["val/mAP"] == 0 and self.trainer.state.fn == TrainerFn.FITTING:
             log.warning("%s", explain_zero_map(self.trainer.datamodule, self.global_step))  # type: ignore[attr-defined]
         several = self.trainer.world_size > 1  # the metric has gathered already; this only satisfies the logger
         self.log_dict(values, sync_dist=several)

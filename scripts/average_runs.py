@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from evad.runs import CLASSES, CONFIG, read_metrics, run_of_checkpoint
 
 AP = "AP/"
-UNRELATED = ("keep_rate", "gflops", "checkpoint")
+UNRELATED = ("keep_rate", "gflops", "checkpoint", "decomposition/persons", "decomposition/person_threshold")
 """Entries of an evaluation's metrics.json that are no scores."""
 
 
@@ -106,7 +106,7 @@ def scores_of_evaluation(path: Path) -> Scores:
     if not isinstance(report, dict) or "mAP" not in report:
         raise ValueError(f"{path} has no mAP; give a metrics.json of evad.eval")
     values = {AP + name: value for name, value in report.pop("per_class", {}).items()}
-    values |= flat({name: value for name, value in report.items() if name not in UNRELATED})
+    values |= {name: value for name, value in flat(report).items() if name not in UNRELATED}
     split = split_of(run_of_checkpoint(report["checkpoint"])) if Path(report.get("checkpoint", "")).is_file() else None
     override = path.parent / ".hydra" / "overrides.yaml"
     if override.is_file():

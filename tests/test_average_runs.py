@@ -84,7 +84,7 @@ def test_evaluations_are_averaged_with_their_decomposition(script, sweep, tmp_pa
     checkpoint = sweep / "1/checkpoints/best.ckpt"
     checkpoint.parent.mkdir()
     checkpoint.touch()
-    parts = {"decomposition": {"true_boxes": {"mAP": 0.75}, "person_recall": 0.5}}
+    parts = {"decomposition": {"true_boxes": {"mAP": 0.75}, "person_recall": 0.5, "persons": 7}}
     first = write_evaluation(tmp_path / "a", 0.25, checkpoint, **parts)
     second = write_evaluation(tmp_path / "b", 0.75, tmp_path / "gone.ckpt", **parts)
     (second / ".hydra").mkdir()
