@@ -61,7 +61,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def attention_by_rows(
-    query: Tensor, key: Tensor, value: Tensor | None, boundary: int = 0, chunk: int = 512
+    query: Tensor, key: Tensor, value: Tensor | None, boundary: int = 0, chunk: int = 256
 ) -> tuple[Tensor, Tensor]:
     """Attention computed a few query rows at a time, so that the column sums of its probabilities come for free.
 
