@@ -55,6 +55,7 @@ def build_trainer(cfg: DictConfig, **changes: object) -> L.Trainer:
     options: dict = {
         "callbacks": [instantiate(callback) for callback in cfg.callbacks.values() if callback],
         "logger": [instantiate(logger) for logger in cfg.logger.values() if logger],
+        "enable_progress_bar": bool(cfg.callbacks.get("progress")),  # else Lightning would add one of its own
     }
     trainer = instantiate(cfg.trainer, **{**options, **changes}, _convert_="partial")
     warn_of_slow_bfloat16(str(cfg.trainer.precision), trainer.strategy.root_device)
