@@ -52,7 +52,8 @@ def paper_macs(model: EVAD, num_frames: int, height: int, width: int) -> dict[st
 def token_counts(encoder: VideoTransformer, grid: tuple[int, int, int]) -> list[int]:
     """Tokens entering each block, and behind the last one."""
     frame = grid[1] * grid[2]
-    counts = [grid[0] * frame]
+    entry: Any = encoder.entry
+    counts = [grid[0] * frame if entry is None else entry.num_tokens(grid[0] * frame, frame)]
     block: Any
     for block in encoder.blocks:
         n = counts[-1]

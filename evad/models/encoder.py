@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from timm.layers import DropPath, Mlp
@@ -92,7 +92,8 @@ class EncoderOutput:
     Attributes:
         tokens: Surviving tokens after the final norm.
         keyframe_maps: Keyframe feature maps, each (B, C, H', W'), before the final norm.
-        kept: Per pruning stage, (B, n) grid positions of the context tokens that survived it.
+        kept: Per pruning stage, (B, n) grid positions of the context tokens that survived it. Dropping before the
+            first block is a stage.
     """
 
     tokens: Tokens
@@ -110,7 +111,8 @@ class VideoTransformer(nn.Module):
         map_blocks: 1-based blocks after which the keyframe map is taken for localization (3, 6, 9, 12).
         prune_blocks: 1-based blocks that prune (4, 7, 10).
         keep_rate: rho of every pruning block, or one value per block of the encoder; 1 = no pruning.
-        w_kf: Weight of keyframe queries in the importance score (Eq. 1).
+        pruning: Makes the pruning of a block from its keep rate and `context_order`.
+        entry: What happens to the tokens before the first block: (tokens, clips) -> tokens; None: nothing.
         context_order: Where surviving tokens are written back, see `KeyframePruning`.
         num_frames: T, frames per clip.
         tubelet: Frames per cube.
@@ -133,7 +135,8 @@ class VideoTransformer(nn.Module):
         map_blocks: Sequence[int],
         prune_blocks: Sequence[int],
         keep_rate: float | Sequence[float],
-        w_kf: float = 1.0,
+        pruning: Callable[..., KeyframePruning] = KeyframePruning,
+        entry: nn.Module | None = None,
         context_order: ContextOrder = "position",
         num_frames: int = 16,
         tubelet: int = 2,
@@ -153,13 +156,14 @@ class VideoTransformer(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.patch_embed = PatchEmbed(dim, tubelet, patch)
         self.positions = GridPositions(dim, num_frames // tubelet, (base_grid[0], base_grid[1]))
+        self.entry: nn.Module | None = entry
         self.blocks = nn.ModuleList(
             EncoderBlock(
                 dim,
                 num_heads,
                 mlp_ratio,
                 drop_path=drop_path * i / max(depth - 1, 1),
-                pruning=KeyframePruning(rate, w_kf, context_order) if rate < 1 else None,
+                pruning=pruning(keep_rate=rate, context_order=context_order) if rate < 1 else None,
             )
             for i, rate in enumerate(rates)
         )
@@ -177,6 +181,10 @@ class VideoTransformer(nn.Module):
         tokens = Tokens.from_grid(x + self.positions(grid), grid)
         maps: list[Tensor] = []
         kept: list[Tensor] = []
+        if self.entry is not None:
+            tokens = self.entry(tokens, clips)
+            if tokens.position.shape[1] < grid[0] * grid[1] * grid[2]:
+                kept.append(tokens.position[:, tokens.num_keyframe :])
         for number, block in enumerate(self.blocks, start=1):
             tokens = self._run(block, tokens)
             if block.pruning is not None:
