@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from evad.callbacks import peak_memory_mb
 from evad.config import build_model, effective_keep_rate
-from evad.metrics.efficiency import executed_macs, paper_macs, token_counts
+from evad.metrics.efficiency import executed_macs, grid_of, paper_macs, token_counts
 from evad.models.criterion import SetCriterion
 from evad.models.evad import EVAD
 from evad.runs import hydra_command
@@ -89,8 +89,7 @@ def count(cfg: DictConfig, size: int, mode: str) -> dict[str, Any]:
 def stage_tokens(model: EVAD, frames: int, side: int) -> list[int]:
     """Tokens of one clip before the encoder and after each pruning stage (Table 6)."""
     encoder = model.encoder
-    patch = encoder.patch_embed.patch
-    grid = (frames // encoder.patch_embed.tubelet, side // patch, side // patch)
+    grid = grid_of(encoder, frames, side, side)
     total = grid[0] * grid[1] * grid[2]
     return [total, *(after for before, after in pairwise([total, *token_counts(encoder, grid)]) if after != before)]
 

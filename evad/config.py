@@ -88,5 +88,5 @@ def effective_keep_rate(cfg: DictConfig) -> Any:
 def pruning_name(cfg: DictConfig) -> str:
     """Class that reduces the tokens, for tables of runs; `none` where nothing does."""
     encoder = cfg.model.net.encoder
-    parts = [encoder.get("entry"), encoder.get("pruning")]
+    parts = [encoder.get("pruning"), encoder.get("entry")]
     return next((str(part["_target_"]).rpartition(".")[2] for part in parts if part), "none")
