@@ -75,11 +75,16 @@ class RandomSampling(Sampling):
         count = total - tokens.num_protected
         if self.training:
             return torch.rand(batch, count, device=tokens.x.device)
-        generator = torch.Generator().manual_seed(self.seed)
-        return torch.rand(count, generator=generator).to(tokens.x.device).expand(batch, -1)
+        return fixed_priority(count, self.seed).to(tokens.x.device).expand(batch, -1)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, seed={self.seed}"
+
+
+@torch.compiler.assume_constant_result  # a generator would break the graph
+def fixed_priority(count: int, seed: int) -> Tensor:
+    """The same (count,) random numbers at every call."""
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed))
 
 
 class PixelDifferenceSampling(Sampling):
