@@ -73,7 +73,7 @@ def attention_by_rows(
     key: Tensor,
     value: Tensor | None,
     boundary: int = 0,
-    chunk: int = 512,
+    chunk: int = 256,
     row_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention computed a few query rows at a time, so that the column sums of its probabilities come for free.

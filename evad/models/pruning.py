@@ -15,7 +15,7 @@ ContextOrder = Literal["position", "score"]
 
 
 @torch.no_grad()
-def attentiveness(query: Tensor, key: Tensor, num_keyframe: int, w_kf: float = 1.0, chunk: int = 512) -> Tensor:
+def attentiveness(query: Tensor, key: Tensor, num_keyframe: int, w_kf: float = 1.0, chunk: int = 256) -> Tensor:
     """Importance of every token: the attention it receives, averaged over queries and heads (Eq. 1).
 
     I_j = 1 / (N * heads) * sum_{h, i} w_i * softmax_j(q_i . k_j / sqrt(d)), with w_i = w_kf for keyframe queries and 1
