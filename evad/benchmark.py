@@ -31,8 +31,8 @@ from torch import Tensor, nn
 
 from evad.build import warn_of_slow_bfloat16
 from evad.callbacks import peak_memory_mb
-from evad.config import build_model
-from evad.metrics.efficiency import executed_macs, paper_macs, token_counts
+from evad.config import build_model, effective_keep_rate
+from evad.metrics.efficiency import executed_macs, grid_of, paper_macs, token_counts
 from evad.models.criterion import SetCriterion
 from evad.models.evad import EVAD
 from evad.runs import hydra_command
@@ -79,7 +79,7 @@ def count(cfg: DictConfig, size: int, mode: str) -> dict[str, Any]:
         "model": cfg.name,
         "mode": mode,
         "size": size,
-        "keep_rate": cfg.model.keep_rate,
+        "keep_rate": effective_keep_rate(cfg),
         "gmacs": sum(counted.values()) / 1e9,
         "gmacs_executed": sum(executed.values()) / 1e9,
         **{f"gmacs_{part}": value / 1e9 for part, value in counted.items()},
@@ -95,9 +95,9 @@ def count(cfg: DictConfig, size: int, mode: str) -> dict[str, Any]:
 def stage_tokens(model: EVAD, frames: int, side: int) -> list[int]:
     """Tokens of one clip before the encoder and after each pruning stage (Table 6)."""
     encoder = model.encoder
-    patch = encoder.patch_embed.patch
-    counts = token_counts(encoder, (frames // encoder.patch_embed.tubelet, side // patch, side // patch))
-    return [counts[0], *(after for before, after in pairwise(counts) if after != before)]
+    grid = grid_of(encoder, frames, side, side)
+    total = grid[0] * grid[1] * grid[2]
+    return [total, *(after for before, after in pairwise([total, *token_counts(encoder, grid)]) if after != before)]
 
 
 def in_own_process(config: str, size: int, mode: str) -> dict[str, float]:

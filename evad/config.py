@@ -8,7 +8,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 import evad
 
@@ -61,4 +61,32 @@ def load_config(overrides: list[str] | None = None, config_name: str = "train") 
 
 def build_model(cfg: DictConfig) -> Any:
     """The detector a composed config describes (`evad.models.evad.EVAD` unless the YAML says otherwise)."""
+    upgrade(cfg)
     return instantiate(cfg.model.net)
+
+
+def upgrade(cfg: DictConfig) -> None:
+    """Bring the config of a run from before `model/pruning` existed up to date: `w_kf` moves to the pruning."""
+    encoder = cfg.model.net.encoder
+    if "w_kf" in encoder:
+        with open_dict(encoder):
+            del encoder.w_kf
+            encoder.pruning = {
+                "_target_": "evad.models.pruning.KeyframePruning",
+                "_partial_": True,
+                "w_kf": "${model.w_kf}",
+            }
+
+
+def effective_keep_rate(cfg: DictConfig) -> Any:
+    """Rho that the encoder works with: `model.keep_rate`, but 1 with `model/pruning=none`."""
+    encoder = cfg.model.net.encoder
+    entry = encoder.get("entry") or {}
+    return entry.get("keep_rate", encoder.keep_rate)
+
+
+def pruning_name(cfg: DictConfig) -> str:
+    """Class that reduces the tokens, for tables of runs; `none` where nothing does."""
+    encoder = cfg.model.net.encoder
+    parts = [encoder.get("pruning"), encoder.get("entry")]
+    return next((str(part["_target_"]).rpartition(".")[2] for part in parts if part), "none")

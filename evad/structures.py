@@ -137,9 +137,11 @@ class EVADOutput(Movable):
         boxes: (S, B, Q, 4) xyxy pixels of the resized, unpadded clip, not clipped.
         action_logits: (D', B, Q, K): D' = every decoder block in training, only the last one otherwise.
         roi_features: (B, Q, D) actor features before refinement.
-        tokens: (B, N, C) surviving tokens after the final norm, keyframe first.
+        tokens: (B, N, C) surviving tokens after the final norm, keyframe first; with `decoder_input: all` then the
+            dropped ones.
         positions: (B, N) int64 grid position of each token.
-        kept: Per pruning stage, (B, n) grid positions of the context tokens that survived it.
+        kept: Per pruning stage, (B, n) grid positions of the context tokens that survived it (`keyframe: unified`: of
+            all tokens that did).
     """
 
     person_logits: Tensor

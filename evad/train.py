@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 from evad.build import absolute_paths, build_datamodule, build_module, build_trainer
 from evad.callbacks import ClassNames
+from evad.config import pruning_name
 from evad.data.findings import require_sound
 from evad.data.quick_check import quick_check
 from evad.lightning_module import EVADModule
@@ -116,6 +117,7 @@ def flat_parameters(cfg: DictConfig) -> dict[str, object]:
     chosen = {f"model/{key}": model[key] if not hasattr(model[key], "__len__") else str(model[key]) for key in keys}
     return {
         **chosen,
+        "model/pruning": pruning_name(cfg),
         "name": cfg.name,
         "seed": cfg.seed,
         "data/batch_size": data.batch_size,

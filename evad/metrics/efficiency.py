@@ -15,7 +15,6 @@ from evad.models.encoder import VideoTransformer
 from evad.models.evad import EVAD
 from evad.models.fpn import KeyframePyramid
 from evad.models.localization import LocalizationBranch
-from evad.models.pruning import num_kept
 
 
 def weights_of(*modules: nn.Module) -> int:
@@ -27,7 +26,8 @@ def paper_macs(model: EVAD, num_frames: int, height: int, width: int) -> dict[st
     """MACs of one clip, part by part, counting everything the paper's detector computes.
 
     Work that we save without changing outputs (pyramid laterals before enlargement, inner action heads and context
-    tokens of the last decoder block at inference) is counted; `executed_macs` leaves it out.
+    tokens of the last decoder block at inference) is counted; `executed_macs` leaves it out. Scores read off the
+    attention are free; the matching of merged tokens is not.
 
     Args:
         model: The detector.
@@ -36,37 +36,68 @@ def paper_macs(model: EVAD, num_frames: int, height: int, width: int) -> dict[st
         width: Padded width in pixels.
     """
     encoder = model.encoder
-    patch = encoder.patch_embed.patch
-    grid = (num_frames // encoder.patch_embed.tubelet, height // patch, width // patch)
-    tokens = token_counts(encoder, grid)
+    grid = grid_of(encoder, num_frames, height, width)
     queries = model.localization.proposal_boxes.shape[0]
     return {
         "patch_embed": grid[0] * grid[1] * grid[2] * weights_of(encoder.patch_embed),
-        "encoder": encoder_macs(encoder, tokens),
+        "encoder": encoder_macs(encoder, grid),
         "pyramid": pyramid_macs(model.pyramid, grid[1:]),
         "localization": localization_macs(model.localization),
-        "classification": classification_macs(model.classification, tokens[-1], queries),
+        "classification": classification_macs(model.classification, context_tokens(encoder, grid), queries),
     }
 
 
+def grid_of(encoder: VideoTransformer, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """(T', H', W') of a clip."""
+    patch = encoder.patch_embed.patch
+    return num_frames // encoder.patch_embed.tubelet, height // patch, width // patch
+
+
+def num_protected(encoder: VideoTransformer, grid: tuple[int, int, int]) -> int:
+    """Tokens that may not leave: the keyframe's, or none under unified pruning."""
+    return 0 if encoder.keyframe == "unified" else grid[1] * grid[2]
+
+
 def token_counts(encoder: VideoTransformer, grid: tuple[int, int, int]) -> list[int]:
-    """Tokens entering each block, and behind the last one."""
-    frame = grid[1] * grid[2]
-    counts = [grid[0] * frame]
+    """Grid tokens entering each block, and behind the last one."""
+    protected = num_protected(encoder, grid)
+    total = grid[0] * grid[1] * grid[2]
+    entry: Any = encoder.entry
+    counts = [total if entry is None else entry.num_tokens(total, protected)]
     block: Any
     for block in encoder.blocks:
         n = counts[-1]
-        counts.append(n if block.pruning is None else frame + num_kept(block.pruning.keep_rate, n, frame))
+        counts.append(n if block.pruning is None else block.pruning.num_tokens(n, protected))
     return counts
 
 
-def encoder_macs(encoder: VideoTransformer, tokens: list[int]) -> int:
-    """Attention over the tokens that enter a block, feed-forward over those that survive it."""
-    total = 0
+def extra_counts(encoder: VideoTransformer, tokens: list[int]) -> list[int]:
+    """Tokens without a grid cell (class token, fused tokens) entering each block, and behind the last one."""
+    entry: Any = encoder.entry
+    counts = [0 if entry is None else entry.num_extra]
     block: Any
     for block, entering, leaving in zip(encoder.blocks, tokens, tokens[1:]):
+        counts.append(counts[-1] + (block.pruning.num_extra if leaving < entering else 0))
+    return counts
+
+
+def context_tokens(encoder: VideoTransformer, grid: tuple[int, int, int]) -> int:
+    """Tokens handed to the classification branch: the survivors, or all."""
+    return grid[0] * grid[1] * grid[2] if encoder.decoder_input == "all" else token_counts(encoder, grid)[-1]
+
+
+def encoder_macs(encoder: VideoTransformer, grid: tuple[int, int, int]) -> int:
+    """Attention over the tokens that enter a block, feed-forward over those that survive it, matching between."""
+    total, protected = 0, num_protected(encoder, grid)
+    tokens = token_counts(encoder, grid)
+    lengths = [n + extra for n, extra in zip(tokens, extra_counts(encoder, tokens))]
+    block: Any
+    for number, block in enumerate(encoder.blocks):
+        entering, leaving = lengths[number], lengths[number + 1]
         total += entering * weights_of(block.attn) + 2 * entering**2 * encoder.dim
         total += leaving * weights_of(block.mlp)
+        if block.pruning is not None:
+            total += block.pruning.matching_macs(tokens[number], protected, encoder.dim // block.attn.num_heads)
     return total
 
 
@@ -109,24 +140,27 @@ def executed_macs(model: EVAD, num_frames: int, height: int, width: int, trainin
     which the count does not tell apart.
     """
     counted = paper_macs(model, num_frames, height, width)
-    encoder, patch = model.encoder, model.encoder.patch_embed.patch
-    grid = (num_frames // encoder.patch_embed.tubelet, height // patch, width // patch)
-    tokens = token_counts(encoder, grid)
+    encoder = model.encoder
+    grid = grid_of(encoder, num_frames, height, width)
     queries = model.localization.proposal_boxes.shape[0]
-    counted["encoder"] += score_macs(encoder, tokens)
+    counted["encoder"] += score_macs(encoder, token_counts(encoder, grid))
     counted["pyramid"] -= sum(
         (int(grid[1] * scale) * int(grid[2] * scale) - grid[1] * grid[2]) * weights_of(lateral)
         for scale, lateral in zip(model.pyramid.SCALES, model.pyramid.lateral)
         if scale > 1
     )
-    counted["classification"] -= decoder_savings(model.classification, tokens[-1], queries, training)
+    counted["classification"] -= decoder_savings(model.classification, context_tokens(encoder, grid), queries, training)
     return counted
 
 
 def score_macs(encoder: VideoTransformer, tokens: list[int]) -> int:
     """Attention logits of pruning blocks, computed again for the importance scores; their sums are no products."""
-    blocks: Any = encoder.blocks
-    return sum(entering**2 * encoder.dim for block, entering in zip(blocks, tokens) if block.pruning is not None)
+    total = 0
+    block: Any
+    for block, entering, extra in zip(encoder.blocks, tokens, extra_counts(encoder, tokens)):
+        if block.pruning is not None:
+            total += block.pruning.scoring_macs(entering + extra, encoder.dim)
+    return total
 
 
 def decoder_savings(branch: ClassificationBranch, tokens: int, queries: int, training: bool) -> int:
