@@ -116,6 +116,7 @@ def flat_parameters(cfg: DictConfig) -> dict[str, object]:
     chosen = {f"model/{key}": model[key] if not hasattr(model[key], "__len__") else str(model[key]) for key in keys}
     return {
         **chosen,
+        "model/classifier": model.net.classification._target_.rpartition(".")[2],
         "name": cfg.name,
         "seed": cfg.seed,
         "data/batch_size": data.batch_size,

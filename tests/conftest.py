@@ -39,11 +39,11 @@ TINY = [
     "model.net.localization.num_heads=2",
     "model.net.localization.dim_dynamic=4",
     "model.net.localization.dim_feedforward=24",
-    "model.net.classification.dim=16",
     "model.net.classification.roi_size=4",
-    "model.net.classification.decoder.num_heads=2",
-    "model.net.classification.decoder.hidden_dim=20",
-    "model.net.classification.decoder.drop_path=0",
+    "model.decoder_dim=16",
+    "model.decoder_heads=2",
+    "model.decoder_hidden_dim=20",
+    "model.decoder_drop_path=0",
 ]
 
 

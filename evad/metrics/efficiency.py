@@ -6,6 +6,7 @@ attention counted as its two matrix products. Norms, activations, softmax and Ro
 
 from __future__ import annotations
 
+from functools import singledispatch
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,7 @@ from evad.models.classification import ClassificationBranch
 from evad.models.encoder import VideoTransformer
 from evad.models.evad import EVAD
 from evad.models.fpn import KeyframePyramid
+from evad.models.linear_head import LinearClassification
 from evad.models.localization import LocalizationBranch
 from evad.models.pruning import num_kept
 
@@ -90,7 +92,14 @@ def localization_macs(branch: LocalizationBranch) -> int:
     return total
 
 
-def classification_macs(branch: ClassificationBranch, tokens: int, queries: int) -> int:
+@singledispatch
+def classification_macs(branch: nn.Module, tokens: int, queries: int) -> int:
+    """A classification head over M surviving tokens and Q actors; RoIAlign is not counted."""
+    raise TypeError(f"nobody has said how many MACs {type(branch).__name__} takes: register it here")
+
+
+@classification_macs.register
+def _(branch: ClassificationBranch, tokens: int, queries: int) -> int:
     """Projection of M tokens, then all decoder blocks over M + Q tokens with their action heads."""
     total = tokens * weights_of(branch.project)
     both, dim = tokens + queries, branch.project.out_features
@@ -98,6 +107,11 @@ def classification_macs(branch: ClassificationBranch, tokens: int, queries: int)
     for block, head in zip(decoder.blocks, decoder.heads):
         total += both * weights_of(block) + 2 * both**2 * dim + queries * weights_of(head)
     return total
+
+
+@classification_macs.register
+def _(branch: LinearClassification, tokens: int, queries: int) -> int:
+    return queries * weights_of(branch)
 
 
 def executed_macs(model: EVAD, num_frames: int, height: int, width: int, training: bool = False) -> dict[str, int]:
@@ -119,7 +133,7 @@ def executed_macs(model: EVAD, num_frames: int, height: int, width: int, trainin
         for scale, lateral in zip(model.pyramid.SCALES, model.pyramid.lateral)
         if scale > 1
     )
-    counted["classification"] -= decoder_savings(model.classification, tokens[-1], queries, training)
+    counted["classification"] -= classification_savings(model.classification, tokens[-1], queries, training)
     return counted
 
 
@@ -129,7 +143,14 @@ def score_macs(encoder: VideoTransformer, tokens: list[int]) -> int:
     return sum(entering**2 * encoder.dim for block, entering in zip(blocks, tokens) if block.pruning is not None)
 
 
-def decoder_savings(branch: ClassificationBranch, tokens: int, queries: int, training: bool) -> int:
+@singledispatch
+def classification_savings(branch: nn.Module, tokens: int, queries: int, training: bool) -> int:
+    """What `classification_macs` counts and the head does not execute."""
+    return 0
+
+
+@classification_savings.register
+def _(branch: ClassificationBranch, tokens: int, queries: int, training: bool) -> int:
     """Context tokens in the last block (no query, projection, feed-forward), inner action heads at inference."""
     decoder: Any = branch.decoder
     dim, last = branch.project.out_features, decoder.blocks[-1]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from evad.models.actors import ActorReader, Fill
 from evad.models.attention import Attention, attention, xavier_init
 from evad.models.positions import GridPositions
-from evad.models.roi import align_by_product, extend_boxes
 from evad.models.tokens import Tokens
 
 
@@ -103,7 +101,7 @@ class ContextRefinementDecoder(nn.Module):
         return torch.stack(logits)
 
 
-class ClassificationBranch(nn.Module):
+class ClassificationBranch(ActorReader):
     """Surviving tokens and located actors -> action logits.
 
     Args:
@@ -132,22 +130,12 @@ class ClassificationBranch(nn.Module):
         stride: int = 16,
         roi_extension: tuple[float, float] = (0.4, 0.2),
         roi_size: int = 7,
-        fill: Literal["mask_token", "zeros"] = "mask_token",
+        fill: Fill = "mask_token",
     ) -> None:
-        super().__init__()
-        if fill not in ("mask_token", "zeros"):
-            raise ValueError(f"fill {fill!r} is neither 'mask_token' nor 'zeros'")
-        if len(roi_extension) != 2 or min(roi_extension) < 0:
-            raise ValueError(f"roi_extension {roi_extension} must be two numbers (x, y), neither negative")
-        self.stride, self.roi_size = stride, roi_size
-        self.roi_extension = (float(roi_extension[0]), float(roi_extension[1]))
+        super().__init__(stride, roi_extension, roi_size)
         self.project = nn.Linear(in_dim, dim, bias=False)
         self.positions = GridPositions(dim, num_slices, (base_grid[0], base_grid[1]))
-        if fill == "mask_token":
-            self.mask_token = nn.Parameter(torch.empty(dim))
-            nn.init.normal_(self.mask_token, std=0.02)
-        else:
-            self.register_buffer("mask_token", torch.zeros(dim), persistent=False)
+        self.add_mask_token(dim, fill)
         self.decoder = decoder
         xavier_init(self)
 
@@ -167,24 +155,3 @@ class ClassificationBranch(nn.Module):
         context = volume.gather(1, tokens.position.unsqueeze(2).expand_as(tokens.x))
         actors = self.actor_features(volume, tokens.grid, boxes, sizes)
         return actors, self.decoder(context, actors)
-
-    def actor_features(self, volume: Tensor, grid: tuple[int, int, int], boxes: Tensor, sizes: Tensor) -> Tensor:
-        """One vector per actor: its extended box on every slice, spatial maximum, temporal mean (3D RoIAlign).
-
-        All slices share the boxes, so they are stacked as channels and read at once.
-
-        Args:
-            volume: (B, T' * H' * W', D) in time, row, column order.
-            grid: (T', H', W').
-            boxes: (B, Q, 4) xyxy pixels of the unpadded clip.
-            sizes: (B, 2) valid height and width in pixels.
-
-        Returns:
-            (B, Q, D).
-        """
-        slices, height, width = grid
-        stacked = volume.unflatten(1, (slices, -1)).transpose(1, 2)  # (B, T', H' * W', D) -> (B, H' * W', T', D)
-        stacked = stacked.flatten(2).unflatten(1, (height, width))
-        extended = extend_boxes(boxes.detach(), sizes, self.roi_extension)  # RoIAlign has no gradient to its boxes
-        pooled = align_by_product(stacked, extended, self.roi_size, 1 / self.stride).amax(dim=2)  # (B, Q, T' * D)
-        return pooled.unflatten(2, (slices, -1)).mean(dim=2).to(volume.dtype)

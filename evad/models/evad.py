@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from evad.models.classification import ClassificationBranch
+from evad.models.actors import ActorReader
 from evad.models.encoder import EncoderOutput, VideoTransformer
 from evad.models.fpn import KeyframePyramid
 from evad.models.localization import LocalizationBranch
@@ -26,7 +26,7 @@ class EVAD(nn.Module):
         encoder: VideoTransformer,
         pyramid: KeyframePyramid,
         localization: LocalizationBranch,
-        classification: ClassificationBranch,
+        classification: ActorReader,
     ) -> None:
         super().__init__()
         self.encoder = encoder
