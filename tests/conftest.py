@@ -31,7 +31,7 @@ TINY = [
     "model.net.encoder.prune_blocks=[2,4,5]",
     "model.net.encoder.drop_path=0",
     "model.net.pyramid.channels=16",
-    "model.net.localization.num_queries=7",
+    "model.num_queries=7",
     "model.net.localization.num_stages=2",
     "model.net.localization.strides=[2,4,8,16]",
     "model.net.localization.roi_size=3",
@@ -44,6 +44,11 @@ TINY = [
     "model.decoder_heads=2",
     "model.decoder_hidden_dim=20",
     "model.decoder_drop_path=0",
+    "model.woo_depth=2",
+    "model.woo_dim=12",
+    "model.woo_heads=2",
+    "model.woo_dim_dynamic=4",
+    "model.woo_hidden_dim=20",
 ]
 
 

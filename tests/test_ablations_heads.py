@@ -2,18 +2,21 @@
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from evad.config import build_model, load_config
 from evad.metrics.efficiency import executed_macs, paper_macs
 from evad.models.criterion import SetCriterion
+from evad.models.tokens import Tokens
+from evad.models.woo_head import InteractionClassification
 from evad.optim import parameter_groups
 from evad.train import flat_parameters
 
-HEADS = ["linear"]
-WIDTHS = {"decoder": 16, "linear": 24}
-BLOCKS = {"decoder": 3, "linear": 1}
+HEADS = ["linear", "woo"]
+WIDTHS = {"decoder": 16, "linear": 24, "woo": 12}
+BLOCKS = {"decoder": 3, "linear": 1, "woo": 2}
 
 
 def head(name):
@@ -60,12 +63,13 @@ def test_head_follows_the_size_of_the_encoder(model, name):
     )
 
 
-def test_parameters_of_table_1a():
-    """185 M with our decoder, 169 M with the linear layer."""
-    counts = {
-        name: sum(parameter.numel() for parameter in on_meta(head(name)).parameters()) for name in ("decoder", "linear")
-    }
-    assert counts == {"decoder": 185_359_636, "linear": 168_755_460}
+@pytest.mark.parametrize(
+    ("name", "printed", "count"),
+    [("decoder", 185, 185_359_636), ("linear", 169, 168_755_460), ("woo", 314, 313_932_436)],
+)
+def test_parameters_of_table_1a(name, printed, count):
+    assert sum(parameter.numel() for parameter in on_meta(head(name)).parameters()) == count
+    assert round(count / 1e6) == printed
 
 
 def test_sizes_of_the_decoder_do_not_depend_on_the_way_it_is_chosen():
@@ -128,11 +132,14 @@ def test_table_of_hyperparameters_names_the_head(tiny_config, name):
 def test_executed_count_is_what_torch_counts(tiny_model, tiny_batch, name, training):
     model, batch = tiny_model(head(name)).train(training), tiny_batch()
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(batch.clips[:1], batch.sizes[:1])
-    counts = {part: sum(each.values()) / 2 for part, each in counter.get_flop_counts().items()}
-    # Children of the head: its own products are RoIAlign, which neither count includes.
-    prefix = "EVAD.classification."
-    counted = sum(value for part, value in counts.items() if part.startswith(prefix) and part.count(".") == 2)
+        output = model(batch.clips[:1], batch.sizes[:1])
+    whole = counter.get_flop_counts()["EVAD.classification"]
+    branch = model.classification
+    volume = torch.zeros(1, 96, len(branch.mask_token), dtype=torch.float64)
+    with FlopCounterMode(display=False) as counter:
+        branch.actor_bins(volume, (4, 4, 6), output.boxes[-1], batch.sizes[:1])
+    roi_align = counter.get_flop_counts()["Global"]  # which neither count includes
+    counted = (sum(whole.values()) - sum(roi_align.values())) / 2
     assert executed_macs(model, 8, 32, 48, training=training)["classification"] == counted
 
 
@@ -161,3 +168,87 @@ def test_linear_baseline_has_no_pruning_and_no_extension():
     assert type(model.classification).__name__ == "LinearClassification"
     assert model.classification.roi_extension == (0, 0)
     assert {block.pruning.keep_rate for block in model.encoder.blocks if block.pruning} <= {1.0}
+
+
+def woo_branch(tiny_model):
+    return tiny_model(head("woo"), "model.keep_rate=1").classification
+
+
+def woo_input():
+    x = torch.randn(2, 96, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    corner, extent = torch.rand(2, 2, 7, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    boxes = torch.cat([15 * corner, 15 * corner + 4 + 10 * extent], dim=2)
+    return x, boxes, torch.tensor([[32, 48], [27, 41]])
+
+
+def test_woo_embeddings_of_space_and_time_read_their_half_of_the_roi(tiny_model):
+    """Reordered slices change what the temporal embedding reads, not the mean that the spatial one reads."""
+    branch, (x, boxes, sizes) = woo_branch(tiny_model), woo_input()
+    seen = {}
+    for name, part in (("spatial", branch.stages[0].spatial), ("temporal", branch.stages[0].temporal)):
+        part.register_forward_pre_hook(lambda _, inputs, name=name: seen.setdefault(name, []).append(inputs[1]))
+    volume = x.unflatten(1, (4, 24))
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
+        branch(Tokens.from_grid(volume[:, order].flatten(1, 2), (4, 4, 6)), boxes, sizes)
+    assert [value.shape for value in seen["spatial"]] == [(14, 16, 12)] * 2
+    torch.testing.assert_close(*seen["spatial"], rtol=0, atol=1e-12)
+    torch.testing.assert_close(seen["temporal"][0][:, [3, 1, 0, 2]], seen["temporal"][1], rtol=0, atol=1e-12)
+
+
+def test_woo_interaction_is_two_generated_products(tiny_model):
+    part = woo_branch(tiny_model).stages[0].temporal
+    embedding, bins = torch.randn(1, 1, 12, dtype=torch.float64), torch.randn(1, 4, 12, dtype=torch.float64)
+    generated = part.filter.generate(embedding[0, 0])
+    first, second = generated[:48].view(12, 4), generated[48:].view(4, 12)
+    x = part.filter.norm2(part.filter.norm1(bins[0] @ first).relu() @ second).relu()
+    x = part.norm1(embedding[0, 0] + part.filter.norm3(part.filter.out(x.flatten())).relu())
+    expected = part.norm2(x + part.ffn(x))
+    torch.testing.assert_close(part(embedding, bins)[0, 0], expected, rtol=0, atol=1e-12)
+
+
+def test_woo_actors_see_each_other(tiny_model):
+    branch, (x, boxes, sizes) = woo_branch(tiny_model), woo_input()
+    tokens = Tokens.from_grid(x, (4, 4, 6))
+    before = branch(tokens, boxes, sizes)[1]
+    boxes[:, 0] = torch.tensor([1.0, 1, 30, 25])
+    after = branch(tokens, boxes, sizes)[1]
+    assert (after[-1, :, 1:] - before[-1, :, 1:]).abs().max() > 1e-6
+
+
+def test_fewer_actors_take_the_first_embeddings(tiny_model):
+    branch, (x, boxes, sizes) = woo_branch(tiny_model), woo_input()
+    assert branch(Tokens.from_grid(x, (4, 4, 6)), boxes[:, :3], sizes)[1].shape == (2, 2, 3, 5)
+
+
+def test_more_actors_than_embeddings_are_an_error(tiny_model):
+    branch, (x, boxes, sizes) = woo_branch(tiny_model), woo_input()
+    with pytest.raises(ValueError, match=r"8 actors in a clip, .* embeddings for 7: raise model.num_queries"):
+        branch(Tokens.from_grid(x, (4, 4, 6)), torch.cat([boxes, boxes[:, :1]], dim=1), sizes)
+
+
+def test_woo_without_stages_is_an_error(tiny_model):
+    with pytest.raises(InstantiationException, match="woo_depth 0 leaves no stage to classify with"):
+        tiny_model(head("woo"), "model.woo_depth=0")
+
+
+@pytest.mark.parametrize(
+    "override", ["woo_depth=1", "woo_dim=16", "woo_heads=3", "woo_dim_dynamic=5", "woo_hidden_dim=24", "num_queries=5"]
+)
+def test_sizes_of_the_woo_head_change_it_alone(tiny_model, override):
+    before, after = tiny_model(head("woo")), tiny_model(head("woo"), f"model.{override}")
+    own = {"num_queries=5": ("classification.spatial", "classification.temporal", "localization.proposal")}
+    prefixes = own.get(override, ("classification.",))
+    if override == "woo_heads=3":
+        assert [stage.self_attn.num_heads for stage in after.classification.stages] == [3, 3]
+        return
+    shapes = [{key: value.shape for key, value in model.named_parameters()} for model in (before, after)]
+    changed = {key for key in shapes[0].keys() | shapes[1].keys() if shapes[0].get(key) != shapes[1].get(key)}
+    assert changed
+    assert all(key.startswith(prefixes) for key in changed)
+
+
+def test_woo_experiment_is_unpruned_and_unextended():
+    model = on_meta("experiment=ava_woo_vitb")
+    assert isinstance(model.classification, InteractionClassification)
+    assert model.classification.roi_extension == (0, 0)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 313_932_436

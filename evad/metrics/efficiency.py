@@ -18,6 +18,7 @@ from evad.models.fpn import KeyframePyramid
 from evad.models.linear_head import LinearClassification
 from evad.models.localization import LocalizationBranch
 from evad.models.pruning import num_kept
+from evad.models.woo_head import InteractionClassification
 
 
 def weights_of(*modules: nn.Module) -> int:
@@ -114,6 +115,20 @@ def _(branch: LinearClassification, tokens: int, queries: int) -> int:
     return queries * weights_of(branch)
 
 
+@classification_macs.register
+def _(branch: InteractionClassification, tokens: int, queries: int) -> int:
+    """Projection of M tokens, then all stages: attention between 2 Q embeddings, the rest for Q actors."""
+    total, dim = tokens * weights_of(branch.project), branch.project.out_features
+    stage: Any
+    for stage in branch.stages:
+        total += 2 * queries * weights_of(stage.self_attn) + 2 * (2 * queries) ** 2 * dim
+        for part in (stage.spatial, stage.temporal):
+            bins = part.filter.out.in_features // dim
+            total += queries * (weights_of(part) + 2 * dim * part.filter.dim_dynamic * bins)
+        total += queries * weights_of(stage.action_logits)
+    return total
+
+
 def executed_macs(model: EVAD, num_frames: int, height: int, width: int, training: bool = False) -> dict[str, int]:
     """MACs of one clip that are really computed, part by part; arguments and parts as for `paper_macs`.
 
@@ -147,6 +162,13 @@ def score_macs(encoder: VideoTransformer, tokens: list[int]) -> int:
 def classification_savings(branch: nn.Module, tokens: int, queries: int, training: bool) -> int:
     """What `classification_macs` counts and the head does not execute."""
     return 0
+
+
+@classification_savings.register
+def _(branch: InteractionClassification, tokens: int, queries: int, training: bool) -> int:
+    """Inner action heads at inference."""
+    stages: Any = branch.stages
+    return 0 if training else queries * sum(weights_of(stage.action_logits) for stage in stages[:-1])
 
 
 @classification_savings.register

@@ -52,20 +52,20 @@ class DynamicConv(nn.Module):
     Args:
         dim: Channels C of queries and RoI features.
         dim_dynamic: Channels between the two generated products.
-        roi_size: Bins S along each side of an RoI.
+        num_bins: Bins M of an RoI.
     """
 
-    def __init__(self, dim: int, dim_dynamic: int, roi_size: int) -> None:
+    def __init__(self, dim: int, dim_dynamic: int, num_bins: int) -> None:
         super().__init__()
         self.dim, self.dim_dynamic = dim, dim_dynamic
         self.generate = nn.Linear(dim, 2 * dim * dim_dynamic)
         self.norm1 = nn.LayerNorm(dim_dynamic)
         self.norm2 = nn.LayerNorm(dim)
-        self.out = nn.Linear(dim * roi_size**2, dim)
+        self.out = nn.Linear(dim * num_bins, dim)
         self.norm3 = nn.LayerNorm(dim)
 
     def forward(self, queries: Tensor, rois: Tensor) -> Tensor:
-        """(R, C) queries, (R, S * S, C) RoI features -> (R, C)."""
+        """(R, C) queries, (R, M, C) RoI features -> (R, C)."""
         generated = self.generate(queries)
         first, second = generated.split(self.dim * self.dim_dynamic, dim=1)
         x = torch.bmm(rois.to(generated.dtype), first.unflatten(1, (self.dim, self.dim_dynamic)))
@@ -109,7 +109,7 @@ class DynamicHead(nn.Module):
         super().__init__()
         self.self_attn = nn.MultiheadAttention(dim, num_heads, batch_first=True)
         self.norm1 = nn.LayerNorm(dim)
-        self.interaction = DynamicConv(dim, dim_dynamic, roi_size)
+        self.interaction = DynamicConv(dim, dim_dynamic, roi_size**2)
         self.norm2 = nn.LayerNorm(dim)
         self.ffn = nn.Sequential(nn.Linear(dim, dim_feedforward), nn.ReLU(), nn.Linear(dim_feedforward, dim))
         self.norm3 = nn.LayerNorm(dim)
