@@ -14,6 +14,7 @@ from torch import nn
 from evad.models.classification import ClassificationBranch
 from evad.models.encoder import VideoTransformer
 from evad.models.evad import EVAD
+from evad.models.external import ExternalBoxes
 from evad.models.fpn import KeyframePyramid
 from evad.models.linear_head import LinearClassification
 from evad.models.localization import LocalizationBranch
@@ -24,6 +25,10 @@ from evad.models.woo_head import InteractionClassification
 def weights_of(*modules: nn.Module) -> int:
     """Entries of all weight matrices: the MACs these layers spend on one token."""
     return sum(p.numel() for module in modules for p in module.parameters() if p.ndim > 1)
+
+
+EXTERNAL_ACTORS = 5
+"""Boxes per clip that costs are counted for where an external detector gives them; its own cost is not counted."""
 
 
 def paper_macs(model: EVAD, num_frames: int, height: int, width: int) -> dict[str, int]:
@@ -42,7 +47,7 @@ def paper_macs(model: EVAD, num_frames: int, height: int, width: int) -> dict[st
     patch = encoder.patch_embed.patch
     grid = (num_frames // encoder.patch_embed.tubelet, height // patch, width // patch)
     tokens = token_counts(encoder, grid)
-    queries = model.localization.proposal_boxes.shape[0]
+    queries = num_actors(model.localization)
     return {
         "patch_embed": grid[0] * grid[1] * grid[2] * weights_of(encoder.patch_embed),
         "encoder": encoder_macs(encoder, tokens),
@@ -50,6 +55,11 @@ def paper_macs(model: EVAD, num_frames: int, height: int, width: int) -> dict[st
         "localization": localization_macs(model.localization),
         "classification": classification_macs(model.classification, tokens[-1], queries),
     }
+
+
+def num_actors(localization: LocalizationBranch | ExternalBoxes) -> int:
+    """Q."""
+    return EXTERNAL_ACTORS if isinstance(localization, ExternalBoxes) else localization.proposal_boxes.shape[0]
 
 
 def token_counts(encoder: VideoTransformer, grid: tuple[int, int, int]) -> list[int]:
@@ -73,8 +83,10 @@ def encoder_macs(encoder: VideoTransformer, tokens: list[int]) -> int:
     return total
 
 
-def pyramid_macs(pyramid: KeyframePyramid, frame: tuple[int, int]) -> int:
+def pyramid_macs(pyramid: KeyframePyramid | nn.Identity, frame: tuple[int, int]) -> int:
     """Lateral and output convolutions at the resolution of each level."""
+    if isinstance(pyramid, nn.Identity):
+        return 0
     total = 0
     for scale, lateral, output in zip(pyramid.SCALES, pyramid.lateral, pyramid.output):
         cells = int(frame[0] * scale) * int(frame[1] * scale)
@@ -82,8 +94,10 @@ def pyramid_macs(pyramid: KeyframePyramid, frame: tuple[int, int]) -> int:
     return total
 
 
-def localization_macs(branch: LocalizationBranch) -> int:
+def localization_macs(branch: LocalizationBranch | ExternalBoxes) -> int:
     """Every dynamic head for Q queries; RoIAlign is not counted."""
+    if isinstance(branch, ExternalBoxes):
+        return 0
     queries, dim = branch.proposal_features.shape
     total = 0
     head: Any
@@ -141,15 +155,22 @@ def executed_macs(model: EVAD, num_frames: int, height: int, width: int, trainin
     encoder, patch = model.encoder, model.encoder.patch_embed.patch
     grid = (num_frames // encoder.patch_embed.tubelet, height // patch, width // patch)
     tokens = token_counts(encoder, grid)
-    queries = model.localization.proposal_boxes.shape[0]
+    queries = num_actors(model.localization)
     counted["encoder"] += score_macs(encoder, tokens)
-    counted["pyramid"] -= sum(
-        (int(grid[1] * scale) * int(grid[2] * scale) - grid[1] * grid[2]) * weights_of(lateral)
-        for scale, lateral in zip(model.pyramid.SCALES, model.pyramid.lateral)
-        if scale > 1
-    )
+    counted["pyramid"] -= lateral_savings(model.pyramid, grid[1:])
     counted["classification"] -= classification_savings(model.classification, tokens[-1], queries, training)
     return counted
+
+
+def lateral_savings(pyramid: KeyframePyramid | nn.Identity, frame: tuple[int, int]) -> int:
+    """Laterals run before the keyframe map is enlarged."""
+    if isinstance(pyramid, nn.Identity):
+        return 0
+    return sum(
+        (int(frame[0] * scale) * int(frame[1] * scale) - frame[0] * frame[1]) * weights_of(lateral)
+        for scale, lateral in zip(pyramid.SCALES, pyramid.lateral)
+        if scale > 1
+    )
 
 
 def score_macs(encoder: VideoTransformer, tokens: list[int]) -> int:

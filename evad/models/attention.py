@@ -49,12 +49,14 @@ class Attention(nn.Module):
         return self.merge(attention(*self.project(x)))
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Attention output, (B, heads, M, d) queries over N keys and values -> (B, heads, M, d).
 
     Fused, except for bfloat16 inference on a CPU: there the fused kernel multiplies no faster than in float32, while
-    plain matrix products do.
+    plain matrix products do. `mask` (B, N) is True at keys that may be attended to; None: all of them.
     """
+    if mask is not None:
+        return F.scaled_dot_product_attention(query, key, value, mask[:, None, None])
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and not torch.is_grad_enabled():
         return attention_by_rows(query, key, value)[0]
     return F.scaled_dot_product_attention(query, key, value)

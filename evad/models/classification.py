@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
@@ -30,14 +31,17 @@ class DecoderBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
-        """Refine the last `num_queries` of N tokens (all by default): (B, N, D) -> (B, num_queries, D)."""
+    def forward(self, x: Tensor, num_queries: int | None = None, mask: Tensor | None = None) -> Tensor:
+        """Refine the last `num_queries` of N tokens (all by default): (B, N, D) -> (B, num_queries, D).
+
+        `mask` (B, N) is True at tokens that may be attended to; None: all of them.
+        """
         normed = self.norm1(x)
         if num_queries is None:
             projected = self.attn.project(normed)
         else:
             projected, x = self.attn.project_last(normed, num_queries), x[:, -num_queries:]
-        x = x + self.drop_path(self.attn.merge(attention(*projected)))
+        x = x + self.drop_path(self.attn.merge(attention(*projected, mask)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -82,8 +86,8 @@ class ContextRefinementDecoder(nn.Module):
         )
         self.heads = nn.ModuleList(action_head(dim, hidden_dim, num_classes) for _ in range(depth))
 
-    def forward(self, context: Tensor, actors: Tensor) -> Tensor:
-        """Classify actors (B, Q, D) in their context (B, M, D).
+    def forward(self, context: Tensor, actors: Tensor, occupied: Tensor | None = None) -> Tensor:
+        """Classify actors (B, Q, D) in their context (B, M, D); nobody attends to those not `occupied` (B, Q).
 
         The last block computes actors only: its context tokens would be read by nobody.
 
@@ -92,10 +96,11 @@ class ContextRefinementDecoder(nn.Module):
         """
         num_actors = actors.shape[1]
         x = torch.cat([context, actors], dim=1)
+        mask = None if occupied is None else F.pad(occupied, (context.shape[1], 0), value=True)
         logits = []
         last = len(self.blocks) - 1
         for number, (block, head) in enumerate(zip(self.blocks, self.heads)):
-            x = block(x, num_queries=num_actors if number == last else None)
+            x = block(x, num_queries=num_actors if number == last else None, mask=mask)
             if self.training or number == last:
                 logits.append(head(x[:, -num_actors:]))
         return torch.stack(logits)
@@ -109,7 +114,7 @@ class ClassificationBranch(ActorReader):
         dim: Channels D of the restored volume and decoder.
         num_slices: T'.
         base_grid: Rows and columns of the position table.
-        decoder: Maps context (B, M, D) and actors (B, Q, D) to logits (D', B, Q, K).
+        decoder: Maps context (B, M, D), actors (B, Q, D) and who of them is `occupied` to logits (D', B, Q, K).
         stride: Pixels per token along each side.
         roi_extension: (x, y) by which boxes are widened before RoIAlign.
         roi_size: Bins along each side of an RoI.
@@ -139,13 +144,16 @@ class ClassificationBranch(ActorReader):
         self.decoder = decoder
         xavier_init(self)
 
-    def forward(self, tokens: Tokens, boxes: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tokens, boxes: Tensor, sizes: Tensor, occupied: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Classify the actor in each box.
 
         Args:
             tokens: Surviving tokens after the encoder's final norm.
             boxes: (B, Q, 4) xyxy pixels of the unpadded clip.
             sizes: (B, 2) valid height and width in pixels.
+            occupied: (B, Q) bool, False where a list of actors is only filled up; None: all are actors.
 
         Returns:
             Actor features before refinement (B, Q, D), action logits (D', B, Q, K).
@@ -154,4 +162,4 @@ class ClassificationBranch(ActorReader):
         volume = tokens.restore(self.mask_token) + self.positions(tokens.grid)  # (B, T' * H' * W', D)
         context = volume.gather(1, tokens.position.unsqueeze(2).expand_as(tokens.x))
         actors = self.actor_features(volume, tokens.grid, boxes, sizes)
-        return actors, self.decoder(context, actors)
+        return actors, self.decoder(context, actors, occupied)

@@ -40,8 +40,12 @@ class LinearClassification(ActorReader):
         self.action_logits = nn.Linear(in_dim, num_classes)
         xavier_init(self)
 
-    def forward(self, tokens: Tokens, boxes: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tokens, boxes: Tensor, sizes: Tensor, occupied: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Classify the actor in each box (B, Q, 4); arguments as for `ClassificationBranch.forward`.
+
+        Actors do not see each other here, so that it does not matter who is `occupied`.
 
         Returns:
             Actor features (B, Q, C), action logits (1, B, Q, K).

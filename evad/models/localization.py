@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from evad.models.attention import xavier_init
 from evad.models.roi import pyramid_roi_align
+from evad.structures import Proposals
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -176,12 +177,15 @@ class LocalizationBranch(nn.Module):
             for head in heads:
                 head.box_deltas.weight.mul_(delta_gain)
 
-    def forward(self, levels: list[Tensor], sizes: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, levels: list[Tensor], sizes: Tensor, proposals: list[Proposals] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Persons in the keyframe.
 
         Args:
             levels: Pyramid maps (B, C, h_l, w_l), fine to coarse.
             sizes: (B, 2) valid height and width in pixels.
+            proposals: Boxes for `ExternalBoxes`, which take the place of this branch; not read here.
 
         Returns:
             Person logits (S, B, Q, 2) with 0 = person and 1 = background, and boxes (S, B, Q, 4) in xyxy pixels of the
@@ -199,6 +203,10 @@ class LocalizationBranch(nn.Module):
             all_boxes.append(boxes)
             boxes = boxes.detach()
         return torch.stack(all_logits), torch.stack(all_boxes)
+
+    def occupied(self, boxes: Tensor) -> None:
+        """Which boxes (B, Q, 4) are actors rather than filling: all of them."""
+        return
 
 
 def proposals(num_queries: int, initial_boxes: Sequence[Sequence[float]] | None) -> Tensor:

@@ -66,7 +66,9 @@ class InteractionStage(nn.Module):
         self.temporal = Interaction(dim, dim_dynamic, num_slices, hidden_dim)
         self.action_logits = action_head(2 * dim, hidden_dim, num_classes)
 
-    def forward(self, spatial: Tensor, temporal: Tensor, cells: Tensor, slices: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, spatial: Tensor, temporal: Tensor, cells: Tensor, slices: Tensor, occupied: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Refine both embeddings.
 
         Args:
@@ -74,12 +76,15 @@ class InteractionStage(nn.Module):
             temporal: (B, Q, D).
             cells: (B * Q, S * S, D) RoI features averaged over time.
             slices: (B * Q, T', D) RoI features averaged over space.
+            occupied: (B, Q) bool, see `ClassificationBranch.forward`.
 
         Returns:
             Both embeddings (B, Q, D).
         """
         both = torch.cat([spatial, temporal], dim=1)  # (B, 2 * Q, D)
-        both = self.norm(both + self.self_attn(both, both, both, need_weights=False)[0])
+        ignored = None if occupied is None else ~occupied.repeat(1, 2)
+        attended = self.self_attn(both, both, both, key_padding_mask=ignored, need_weights=False)[0]
+        both = self.norm(both + attended)
         spatial, temporal = both.chunk(2, dim=1)
         return self.spatial(spatial, cells), self.temporal(temporal, slices)
 
@@ -148,7 +153,9 @@ class InteractionClassification(ActorReader):
         nn.init.xavier_uniform_(self.spatial_embedding)
         nn.init.xavier_uniform_(self.temporal_embedding)
 
-    def forward(self, tokens: Tokens, boxes: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tokens, boxes: Tensor, sizes: Tensor, occupied: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Classify the actor in each box (B, Q, 4); arguments as for `ClassificationBranch.forward`.
 
         Returns:
@@ -172,7 +179,7 @@ class InteractionClassification(ActorReader):
         temporal = self.temporal_embedding[:actors].expand(batch, -1, -1)
         logits = []
         for number, stage in enumerate(self.stages):
-            spatial, temporal = stage(spatial, temporal, cells, slices)
+            spatial, temporal = stage(spatial, temporal, cells, slices, occupied)
             if self.training or number == len(self.stages) - 1:
                 logits.append(stage.action_logits(torch.cat([spatial, temporal], dim=2)))  # type: ignore[operator]
         return slices.mean(dim=1).unflatten(0, (batch, actors)), torch.stack(logits)
