@@ -31,12 +31,11 @@ from torch import Tensor, nn
 
 from evad.build import warn_of_slow_bfloat16
 from evad.callbacks import peak_memory_mb
-from evad.config import build_model, effective_keep_rate
-from evad.metrics.efficiency import executed_macs, grid_of, paper_macs, token_counts
-from evad.models.criterion import SetCriterion
+from evad.config import build_criterion, build_model, effective_keep_rate
+from evad.metrics.efficiency import EXTERNAL_ACTORS, executed_macs, grid_of, paper_macs, token_counts
 from evad.models.evad import EVAD
 from evad.runs import hydra_command
-from evad.structures import Target
+from evad.structures import Proposals, Target
 from evad.visualization import plot_training_cost
 
 log = logging.getLogger(__name__)
@@ -154,6 +153,13 @@ def autocast(cfg: DictConfig, device: str) -> torch.autocast:
     return torch.autocast(device, dtype=torch.bfloat16, enabled=cfg.benchmark.precision == "bf16")
 
 
+def external_boxes(sizes: Tensor) -> list[Proposals]:
+    """What `model/localization=external` classifies: `EXTERNAL_ACTORS` boxes per clip, the first that of a target."""
+    box = torch.tensor([0.1, 0.2, 0.4, 0.9], device=sizes.device) * sizes[0, 0]
+    boxes = box.repeat(EXTERNAL_ACTORS, 1)
+    return [Proposals(boxes, torch.ones_like(boxes[:, 0])) for _ in sizes]
+
+
 def inference_step(model: nn.Module, cfg: DictConfig) -> Any:
     """A function that runs the detector once, without gradients."""
     model.eval()
@@ -161,7 +167,7 @@ def inference_step(model: nn.Module, cfg: DictConfig) -> Any:
     @torch.inference_mode()
     def step(clips: Tensor, sizes: Tensor) -> None:
         with autocast(cfg, clips.device.type):
-            model(clips, sizes)
+            model(clips, sizes, external_boxes(sizes))
 
     return step
 
@@ -181,7 +187,7 @@ def encoder_step(model: EVAD, cfg: DictConfig) -> Any:
 def training_step(model: nn.Module, cfg: DictConfig) -> Any:
     """A function that does one optimizer step on a batch with two actors per clip."""
     model.train()
-    criterion = SetCriterion()
+    criterion = build_criterion(cfg)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)  # as conf/recipe/paper.yaml
 
     def step(clips: Tensor, sizes: Tensor) -> None:
@@ -189,7 +195,7 @@ def training_step(model: nn.Module, cfg: DictConfig) -> Any:
         labels = torch.zeros(2, cfg.model.num_classes, device=clips.device)
         labels[:, 0] = 1
         with autocast(cfg, clips.device.type):
-            output = model(clips, sizes)
+            output = model(clips, sizes, external_boxes(sizes))
             losses = criterion(output, [Target(boxes, labels)] * len(clips), sizes)
         torch.cat([losses.person, losses.l1, losses.giou, losses.action]).mean().backward()
         optimizer.step()

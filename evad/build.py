@@ -10,9 +10,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from evad.config import build_model
+from evad.config import build_criterion, build_model
 from evad.lightning_module import EVADModule
-from evad.models.criterion import SetCriterion
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ def build_module(cfg: DictConfig) -> EVADModule:
     """The LightningModule the config describes."""
     return EVADModule(
         model=build_model(cfg),
-        criterion=SetCriterion(),
+        criterion=build_criterion(cfg),
         recipe=instantiate(cfg.recipe),
         postprocess=instantiate(cfg.postprocess),
         protocol=cfg.protocol,

@@ -59,6 +59,13 @@ def load_config(overrides: list[str] | None = None, config_name: str = "train") 
         return compose(config_name, overrides=overrides or [])
 
 
+def build_criterion(cfg: DictConfig) -> Any:
+    """The losses a composed config describes; runs saved before there was a choice have the set criterion."""
+    from evad.models.criterion import SetCriterion
+
+    return instantiate(cfg.model.criterion) if "criterion" in cfg.model else SetCriterion()
+
+
 def build_model(cfg: DictConfig) -> Any:
     """The detector a composed config describes (`evad.models.evad.EVAD` unless the YAML says otherwise)."""
     upgrade(cfg)

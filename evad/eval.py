@@ -108,7 +108,7 @@ def draw_examples(module: EVADModule, datamodule: Any, folder: Path, count: int)
         keyframe = dataset.keyframes[index]
         batch = datamodule.collate([dataset[index]]).to(module.device)
         with torch.inference_mode():
-            found = show(module.model(batch.clips, batch.sizes), batch.sizes, batch.original_sizes)[0].to("cpu")
+            found = show(module.run(batch), batch.sizes, batch.original_sizes)[0].to("cpu")
         frame = dataset.keyframe_image(index)
         height, width = frame.shape[:2]
         truth = [

@@ -118,6 +118,7 @@ def flat_parameters(cfg: DictConfig) -> dict[str, object]:
     return {
         **chosen,
         "model/pruning": pruning_name(cfg),
+        "model/classifier": model.net.classification._target_.rpartition(".")[2],
         "name": cfg.name,
         "seed": cfg.seed,
         "data/batch_size": data.batch_size,

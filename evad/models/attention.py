@@ -49,7 +49,7 @@ class Attention(nn.Module):
         return self.merge(attention(*self.project(x)))
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Attention output, (B, heads, M, d) queries over N keys and values -> (B, heads, M, d).
 
     Fused, except for bfloat16 inference on a CPU: there the fused kernel multiplies no faster than in float32, while
@@ -59,10 +59,12 @@ def attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = N
         query: (B, heads, M, d).
         key: (B, heads, N, d).
         value: (B, heads, N, d).
-        bias: (B, N) added to the logits of each key, or None. Fused kernels that take one are slower.
+        mask: (B, N) bool, True at keys that may be attended to, or numbers added to the logits of each key; None: all
+            of them count alike. Fused kernels that take one are slower.
     """
-    if bias is not None:
-        return F.scaled_dot_product_attention(query, key, value, bias[:, None, None].to(query.dtype))
+    if mask is not None:
+        mask = mask if mask.dtype == torch.bool else mask.to(query.dtype)
+        return F.scaled_dot_product_attention(query, key, value, mask[:, None, None])
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and not torch.is_grad_enabled():
         return attention_by_rows(query, key, value)[0]
     return F.scaled_dot_product_attention(query, key, value)
