@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 import evad
+from evad.identity import job_name
 
 
 def conf_dir() -> Path:
@@ -42,6 +43,7 @@ def num_labels(root: str, labels: str | None, *tables: str | None) -> int:
 
 OmegaConf.register_new_resolver("div", divide, replace=True)
 OmegaConf.register_new_resolver("num_labels", num_labels, replace=True, use_cache=True)
+OmegaConf.register_new_resolver("job_name", job_name, replace=True)
 
 
 def load_config(overrides: list[str] | None = None, config_name: str = "train") -> DictConfig:

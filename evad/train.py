@@ -2,7 +2,7 @@
 
 python -m evad.train                                  # the demo on generated data
 python -m evad.train experiment=ava_vitb              # the paper's ViT-B on AVA
-python -m evad.train --multirun model.keep_rate=0.6,0.7,0.8
+python -m evad.train --multirun model.keep_rate=0.6,0.7,0.8 seed=0,1,2     # again: goes on where it stopped
 python -m evad.train resume=outputs/mini/2026-01-31_12-00-00
 """
 
@@ -24,21 +24,44 @@ from evad.build import absolute_paths, build_datamodule, build_module, build_tra
 from evad.callbacks import ClassNames
 from evad.data.findings import require_sound
 from evad.data.quick_check import quick_check
+from evad.identity import config_digest
 from evad.lightning_module import EVADModule
 from evad.models.pretrained import load_pretrained
-from evad.runs import CONFIG, argument, hydra_command, hydra_command_from_run, read_metrics, save_config
+from evad.runs import (
+    CONFIG,
+    argument,
+    hydra_command,
+    hydra_command_from_run,
+    read_metrics,
+    recorded,
+    save_config,
+)
+from evad.sweep import is_sweep, sweep_job
 from evad.visualization import plot_learning_curve
 
 log = logging.getLogger(__name__)
 
 
-def train(cfg: DictConfig) -> float | None:
-    """One run: everything it leaves is in its folder.
+def job(cfg: DictConfig) -> float | None:
+    """What a command line asks for: a run, or a job of a sweep."""
+    return sweep_job(run, cfg) if is_sweep() else run(cfg)
+
+
+def run(cfg: DictConfig) -> float | None:
+    """One run, with a record of how it went."""
+    hydra = HydraConfig.get()
+    run_dir = Path(hydra.runtime.output_dir)
+    with recorded(run_dir, list(hydra.overrides.task), config_digest(cfg)) as record:
+        record["value"] = train(cfg, run_dir)
+    return record["value"]
+
+
+def train(cfg: DictConfig, run_dir: Path) -> float | None:
+    """Train; everything it leaves is in the run folder.
 
     Returns:
         The best value of `optimized_metric`, for sweepers.
     """
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
     resume = find_checkpoint(Path(cfg.resume)) if cfg.resume else None
     absolute_paths(cfg)
     if resume is None:
@@ -68,8 +91,9 @@ def train(cfg: DictConfig) -> float | None:
     best = getattr(checkpoint, "best_model_score", None)
     if best is not None:
         log.info("best %s: %.4f", checkpoint.monitor, best)  # type: ignore[union-attr]
-    value = trainer.callback_metrics.get(cfg.optimized_metric)
-    return None if value is None else float(value)
+    if checkpoint is None or checkpoint.monitor != cfg.optimized_metric:  # type: ignore[attr-defined]
+        best = trainer.callback_metrics.get(cfg.optimized_metric)
+    return None if best is None else float(best)
 
 
 @rank_zero_only
@@ -148,12 +172,12 @@ def main() -> None:
     """Command line: `resume=` takes the configuration from that run."""
     resume = argument("resume")
     if resume is None:
-        hydra_command(train)
+        hydra_command(job)
         return
     run_dir = Path(resume).absolute()
     if not (run_dir / CONFIG).is_file():
         raise FileNotFoundError(f"resume: {run_dir} is no run folder, it has no {CONFIG}")
-    hydra_command_from_run(train, run_dir, output=".")
+    hydra_command_from_run(job, run_dir, output=".")
 
 
 if __name__ == "__main__":

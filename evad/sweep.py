@@ -1,0 +1,105 @@
+"""Sweeps: a job that was finished is skipped, one that broke is run again, one that fails doesn't stop the others.
+
+A sweep is a folder of run folders named by their overrides (`evad.identity.job_name`). Hydra starts every job of the
+command line; what is to be done with it is decided here, by the `run.json` in its folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from evad.identity import config_digest
+from evad.runs import CONFIG, RECORD, read_record
+
+log = logging.getLogger(__name__)
+
+LOCK = ".lock"
+
+
+def is_sweep() -> bool:
+    """Whether this is a job of `--multirun`."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def sweep_job(run: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | None:
+    """Do what is left to do of one job.
+
+    Args:
+        run: Trains, records the outcome in `run.json` and returns the objective.
+        cfg: The job's configuration.
+
+    Returns:
+        The objective, of the earlier run if that was finished; NaN if the job failed.
+    """
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        with FileLock(run_dir / LOCK, timeout=0):
+            return unlocked_job(run, cfg, run_dir)
+    except Timeout:
+        log.warning("skipped: %s is being trained by another process", run_dir)
+        return float("nan")
+
+
+def unlocked_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run_dir: Path) -> float | None:
+    """`sweep_job` by the only process that may write to the folder."""
+    record = read_record(run_dir)
+    same = record.get("config") == config_digest(cfg)
+    if record.get("status") == "finished":
+        log.info("skipped: %s is finished", run_dir)
+        if not same:
+            log.warning("%s was trained with other defaults than today's; delete it to train it anew", run_dir)
+        return record.get("value")
+    if record and same and (run_dir / "checkpoints" / "last.ckpt").is_file():
+        log.info("going on with %s, which %s", run_dir, "failed" if record["status"] == "failed" else "was killed")
+        cfg = OmegaConf.load(run_dir / CONFIG)  # type: ignore[assignment]
+        cfg.resume = str(run_dir)
+    elif record:
+        log.info("starting %s anew", run_dir)
+        clear(run_dir)
+    try:
+        return run(cfg)
+    except Exception:
+        log.exception("failed: %s; the sweep goes on", run_dir)
+        return float("nan")
+
+
+def clear(run_dir: Path) -> None:
+    """Remove what an attempt left that a later one would be mistaken for."""
+    shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+    for path in [*run_dir.glob("metrics*.csv"), run_dir / "learning_curve.png"]:
+        path.unlink(missing_ok=True)
+
+
+class SweepCallback(Callback):
+    """Keeps a sweep in one folder and ends it with an error if a job is missing from it."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Give every job the sweep's folder: its own configuration may have another `name`."""
+        with read_write(config), open_dict(config):
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{config.hydra.sweep.dir}'")
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Name the jobs that failed.
+
+        Raises:
+            SystemExit: if there are any.
+        """
+        records = {path.parent: read_record(path.parent) for path in Path(config.hydra.sweep.dir).glob(f"*/{RECORD}")}
+        broken = {run_dir: record for run_dir, record in records.items() if record.get("status") != "finished"}
+        for run_dir, record in sorted(broken.items()):
+            log.error("%s: %s", run_dir, record.get("error", "killed"))
+        if broken:
+            raise SystemExit(
+                f"{len(broken)} of {len(records)} jobs in {config.hydra.sweep.dir} are not finished: start the same "
+                "command again to rerun them, or delete their folders"
+            )
