@@ -37,6 +37,7 @@ from evad.models.pretrained import compare
 CONFIG = "config.yaml"
 CLASSES = "classes.json"
 RECORD = "run.json"
+WANDB_ID = "wandb.id"
 
 
 @rank_zero_only

@@ -6,6 +6,7 @@ command line; what is to be done with it is decided here, by the `run.json` in i
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 from collections.abc import Callable
@@ -14,21 +15,18 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from evad.identity import config_digest
-from evad.runs import CONFIG, RECORD, read_record
+from evad.runs import CONFIG, WANDB_ID, read_record
+from evad.sweep_summary import cause, write_summary
 
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
-
-
-def is_sweep() -> bool:
-    """Whether this is a job of `--multirun`."""
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def sweep_job(run: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | None:
@@ -39,7 +37,7 @@ def sweep_job(run: Callable[[DictConfig], float | None], cfg: DictConfig) -> flo
         cfg: The job's configuration.
 
     Returns:
-        The objective, of the earlier run if that was finished; NaN if the job failed.
+        The objective, of the earlier run if that was finished; None if the job failed: a failed trial for Optuna.
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
@@ -47,7 +45,7 @@ def sweep_job(run: Callable[[DictConfig], float | None], cfg: DictConfig) -> flo
             return unlocked_job(run, cfg, run_dir)
     except Timeout:
         log.warning("skipped: %s is being trained by another process", run_dir)
-        return float("nan")
+        return None
 
 
 def unlocked_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run_dir: Path) -> float | None:
@@ -70,36 +68,47 @@ def unlocked_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run
         return run(cfg)
     except Exception:
         log.exception("failed: %s; the sweep goes on", run_dir)
-        return float("nan")
+        return None
+    finally:
+        gc.collect()  # the next job's memory is measured in the same process
 
 
 def clear(run_dir: Path) -> None:
     """Remove what an attempt left that a later one would be mistaken for."""
     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
-    for path in [*run_dir.glob("metrics*.csv"), run_dir / "learning_curve.png"]:
+    for path in [*run_dir.glob("metrics*.csv"), run_dir / "learning_curve.png", run_dir / WANDB_ID]:
         path.unlink(missing_ok=True)
 
 
 class SweepCallback(Callback):
-    """Keeps a sweep in one folder and ends it with an error if a job is missing from it."""
+    """Keeps a sweep in one folder with an up-to-date summary, and ends it with an error if jobs are not finished."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Give every job the sweep's folder: its own configuration may have another `name`."""
         with read_write(config), open_dict(config):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{config.hydra.sweep.dir}'")
 
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Summarise what there is so far, also for a sweep that is killed later."""
+        if config.hydra.mode == RunMode.MULTIRUN:
+            write_summary(Path(config.hydra.sweep.dir))
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Name the jobs that failed.
+        """Summarise, and name the jobs that are not finished.
 
         Raises:
             SystemExit: if there are any.
         """
-        records = {path.parent: read_record(path.parent) for path in Path(config.hydra.sweep.dir).glob(f"*/{RECORD}")}
-        broken = {run_dir: record for run_dir, record in records.items() if record.get("status") != "finished"}
-        for run_dir, record in sorted(broken.items()):
-            log.error("%s: %s", run_dir, record.get("error", "killed"))
-        if broken:
+        folder = Path(config.hydra.sweep.dir)
+        jobs = write_summary(folder)
+        if not len(jobs):  # another command than training
+            return
+        log.info("summary of %d jobs: %s", len(jobs), folder / "summary.md")
+        broken = jobs[jobs["status"] != "finished"]
+        for one in broken.to_dict("records"):
+            log.error("%s: %s", one["run"], cause(one))
+        if len(broken):
             raise SystemExit(
-                f"{len(broken)} of {len(records)} jobs in {config.hydra.sweep.dir} are not finished: start the same "
-                "command again to rerun them, or delete their folders"
+                f"{len(broken)} of {len(jobs)} jobs in {folder} are not finished: start the same command again to "
+                "rerun them, or delete their folders"
             )

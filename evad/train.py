@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 from evad.build import absolute_paths, build_datamodule, build_module, build_trainer
 from evad.callbacks import ClassNames
+from evad.config import is_sweep
 from evad.data.findings import require_sound
 from evad.data.quick_check import quick_check
 from evad.identity import config_digest
@@ -36,7 +37,7 @@ from evad.runs import (
     recorded,
     save_config,
 )
-from evad.sweep import is_sweep, sweep_job
+from evad.sweep import sweep_job
 from evad.visualization import plot_learning_curve
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,10 @@ def run(cfg: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     run_dir = Path(hydra.runtime.output_dir)
     with recorded(run_dir, list(hydra.overrides.task), config_digest(cfg)) as record:
-        record["value"] = train(cfg, run_dir)
+        try:
+            record["value"] = train(cfg, run_dir)
+        finally:
+            finish_wandb()
     return record["value"]
 
 
@@ -82,10 +86,7 @@ def train(cfg: DictConfig, run_dir: Path) -> float | None:
     for logger in trainer.loggers:
         logger.log_hyperparams(flat_parameters(cfg))
     log.info("run folder: %s", run_dir)
-    try:
-        trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True)
-    finally:
-        finish_wandb()
+    trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True)
     draw_learning_curve(run_dir)
     checkpoint = trainer.checkpoint_callback
     best = getattr(checkpoint, "best_model_score", None)
