@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 WITHOUT_EFFECT = (
     "sweep",
+    "ablation",  # only lists values, which are overrides of the jobs
     "resume",
     "check",
     "logger",
