@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from evad.identity import config_digest
+from evad.identity import WITHOUT_EFFECT, config_digest
 from evad.runs import CONFIG, WANDB_ID, read_record
 from evad.sweep_summary import cause, write_summary
 
@@ -29,27 +28,27 @@ log = logging.getLogger(__name__)
 LOCK = ".lock"
 
 
-def sweep_job(run: Callable[[DictConfig], float | None], cfg: DictConfig) -> float | None:
+def sweep_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run_dir: Path) -> float | None:
     """Do what is left to do of one job.
 
     Args:
         run: Trains, records the outcome in `run.json` and returns the objective.
         cfg: The job's configuration.
+        run_dir: The job's folder.
 
     Returns:
         The objective, of the earlier run if that was finished; None if the job failed: a failed trial for Optuna.
     """
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
     try:
         with FileLock(run_dir / LOCK, timeout=0):
-            return unlocked_job(run, cfg, run_dir)
+            return locked_job(run, cfg, run_dir)
     except Timeout:
         log.warning("skipped: %s is being trained by another process", run_dir)
         return None
 
 
-def unlocked_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run_dir: Path) -> float | None:
-    """`sweep_job` by the only process that may write to the folder."""
+def locked_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run_dir: Path) -> float | None:
+    """`sweep_job` in the only process that may write to the folder."""
     record = read_record(run_dir)
     same = record.get("config") == config_digest(cfg)
     if record.get("status") == "finished":
@@ -59,8 +58,7 @@ def unlocked_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run
         return record.get("value")
     if record and same and (run_dir / "checkpoints" / "last.ckpt").is_file():
         log.info("going on with %s, which %s", run_dir, "failed" if record["status"] == "failed" else "was killed")
-        cfg = OmegaConf.load(run_dir / CONFIG)  # type: ignore[assignment]
-        cfg.resume = str(run_dir)
+        cfg = continued(cfg, run_dir)
     elif record:
         log.info("starting %s anew", run_dir)
         clear(run_dir)
@@ -71,6 +69,17 @@ def unlocked_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run
         return None
     finally:
         gc.collect()  # the next job's memory is measured in the same process
+
+
+def continued(cfg: DictConfig, run_dir: Path) -> DictConfig:
+    """The run's own configuration, where `init_from` may have changed something, with today's keys without effect."""
+    saved = OmegaConf.load(run_dir / CONFIG)
+    assert isinstance(saved, DictConfig)
+    for key in (*WITHOUT_EFFECT, "data.root"):
+        if (value := OmegaConf.select(cfg, key)) is not None:
+            OmegaConf.update(saved, key, value, merge=False)
+    saved.resume = str(run_dir)
+    return saved
 
 
 def clear(run_dir: Path) -> None:

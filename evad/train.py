@@ -8,6 +8,7 @@ python -m evad.train resume=outputs/mini/2026-01-31_12-00-00
 
 from __future__ import annotations
 
+import csv
 import logging
 import sys
 from pathlib import Path
@@ -45,7 +46,7 @@ log = logging.getLogger(__name__)
 
 def job(cfg: DictConfig) -> float | None:
     """What a command line asks for: a run, or a job of a sweep."""
-    return sweep_job(run, cfg) if is_sweep() else run(cfg)
+    return sweep_job(run, cfg, Path(HydraConfig.get().runtime.output_dir)) if is_sweep() else run(cfg)
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -71,7 +72,7 @@ def train(cfg: DictConfig, run_dir: Path) -> float | None:
     if resume is None:
         save_config(cfg, run_dir)
     else:
-        keep_earlier_metrics(run_dir)
+        keep_earlier_metrics(run_dir, resume)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
 
@@ -161,12 +162,19 @@ def find_checkpoint(run_dir: Path) -> Path:
 
 
 @rank_zero_only
-def keep_earlier_metrics(run_dir: Path) -> None:
-    """Set the metrics of the interrupted run aside, since the CSV logger starts a new file."""
+def keep_earlier_metrics(run_dir: Path, checkpoint: Path) -> None:
+    """Set the metrics of the interrupted run aside up to the checkpoint, since the CSV logger starts a new file."""
     current = run_dir / "metrics.csv"
-    if current.is_file():
-        number = len(list(run_dir.glob("metrics.*.csv")))
-        current.rename(run_dir / f"metrics.{number}.csv")
+    if not current.is_file():
+        return
+    steps = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
+    number = len(list(run_dir.glob("metrics.*.csv")))
+    with current.open(newline="") as source, (run_dir / f"metrics.{number}.csv").open("w", newline="") as target:
+        reader = csv.DictReader(source)
+        writer = csv.DictWriter(target, reader.fieldnames or [])
+        writer.writeheader()
+        writer.writerows(row for row in reader if row["step"] and int(row["step"]) < steps)  # the others are repeated
+    current.unlink()
 
 
 def main() -> None:
