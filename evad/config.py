@@ -7,10 +7,13 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import evad
+from evad.identity import job_name
 
 
 def conf_dir() -> Path:
@@ -40,8 +43,26 @@ def num_labels(root: str, labels: str | None, *tables: str | None) -> int:
     return count_labels(root, labels, *tables)
 
 
+def is_sweep() -> bool:
+    """Whether this is a job of `--multirun`."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def sweep_name() -> str | None:
+    """Name of the sweep's folder, None outside sweeps; `${sweep_name:}` in YAML."""
+    return Path(HydraConfig.get().sweep.dir).name if is_sweep() else None
+
+
+def run_name(name: str) -> str:
+    """Name of the job's folder in a sweep, else the given one; `${run_name:...}` in YAML."""
+    return Path(HydraConfig.get().runtime.output_dir).name if is_sweep() else name
+
+
 OmegaConf.register_new_resolver("div", divide, replace=True)
 OmegaConf.register_new_resolver("num_labels", num_labels, replace=True, use_cache=True)
+OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+OmegaConf.register_new_resolver("job_name", job_name, replace=True)
 
 
 def load_config(overrides: list[str] | None = None, config_name: str = "train") -> DictConfig:
