@@ -13,7 +13,7 @@ def test_learning_curve_of_a_run_too_short_to_log_a_loss(tmp_path):
 
 
 def test_drawing_leaves_the_plotting_backend_alone(tmp_path):
-    matplotlib.rcParams["backend"] = "svg"
     metrics = pd.DataFrame({"epoch": [0], "step": [7], "val/mAP": [0.5], "val/person_AP": [0.75], "train/loss": [2.0]})
-    plot_learning_curve(metrics, tmp_path / "curve.png")
-    assert matplotlib.get_backend() == "svg"
+    with matplotlib.rc_context({"backend": "svg"}):
+        plot_learning_curve(metrics, tmp_path / "curve.png")
+        assert matplotlib.rcParams["backend"] == "svg"
