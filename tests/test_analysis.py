@@ -6,7 +6,7 @@ import math
 import pandas as pd
 import pytest
 
-from evad.analysis import curves, describe, evaluations, per_class, read_runs, summarize
+from evad.analysis import curves, describe, evaluations, per_class, read_runs, read_wandb_export, summarize
 
 NAN = float("nan")
 
@@ -264,3 +264,34 @@ def test_summary_keeps_groups_without_a_finished_run_and_missing_settings():
 def test_summary_by_an_unknown_column_names_the_known_ones():
     with pytest.raises(ValueError, match="no column colour; there are status, mAP_last"):
         summarize(pd.DataFrame({"status": [], "mAP_last": []}), by=["colour"], measures=["mAP_last"])
+
+
+def test_wandb_export_has_the_columns_of_read_runs(tmp_path):
+    (tmp_path / "export.csv").write_text(
+        '"Name","State","Runtime","Tags","seed","name","model/keep_rate","model/roi_extension","val/mAP","cost/gflops"\n'
+        '"mini","finished","61","","0","mini","0.7","[0.4, 0.2]","0.5","0.25"\n'
+        '"mini-2","crashed","7","","1","mini","1","[0.4, 0.2]","",""\n'
+    )
+    frame = read_wandb_export(tmp_path / "export.csv")
+    assert frame["status"].tolist() == ["finished", "failed"]
+    assert frame["run"].tolist() == ["mini", "mini-2"]
+    assert frame["roi_extension"].tolist() == ["0.4, 0.2"] * 2
+    assert frame["problems"].tolist() == ["", "no val/mAP"]
+    assert set(frame.columns) < set(read_runs(write_run(tmp_path / "run")).columns)
+    table = summarize(frame, by=["keep_rate"])
+    assert table["mAP_last_mean"].tolist() == pytest.approx([0.5, NAN], nan_ok=True)
+    assert table["unfinished"].tolist() == [0, 1]
+
+
+def test_wandb_export_understands_nested_configurations_and_maxima(tmp_path):
+    (tmp_path / "export.csv").write_text(
+        "ID,Name,State,model.keep_rate,val/mAP,val/mAP.max\nx1,mini,finished,0.7,0.5,0.75\n"
+    )
+    frame = read_wandb_export(tmp_path / "export.csv")
+    assert frame.loc[0, ["run", "name", "keep_rate", "mAP_best"]].tolist() == ["x1", "mini", 0.7, 0.75]
+
+
+def test_a_csv_that_is_no_wandb_export_is_refused(tmp_path):
+    (tmp_path / "export.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"no column State, val/mAP but a, b: show it"):
+        read_wandb_export(tmp_path / "export.csv")

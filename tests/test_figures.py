@@ -1,9 +1,13 @@
 """Figures and tables of runs: what is drawn where, and what it is called."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from test_analysis import write_run
 
 from evad.analysis.figures import (
     class_bars,
@@ -14,6 +18,7 @@ from evad.analysis.figures import (
     lines_over,
     training_cost,
 )
+from evad.analysis.open import open_run
 from evad.analysis.tables import change_table, class_gains, label_of, markdown, varying
 from evad.analysis.token_figures import area_share_figure, attention_figure, survival_figure
 
@@ -238,3 +243,44 @@ def test_attention_figure_has_a_row_and_a_scale_per_map():
     assert len(figure.axes) == 3 * 3 + 2
     assert [axis.get_ylabel() for axis in figure.axes[9:]] == ["times uniform"] * 2
     assert (figure.axes[6].images[0].get_array() == 0.85).all()  # dropped
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("make_figures", Path(__file__).parents[1] / "scripts/make_figures.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_script_makes_what_the_runs_allow_and_says_why_not_the_rest(script, tmp_path, capsys):
+    write_run(tmp_path / "runs/full", keep_rate=1.0)
+    write_run(tmp_path / "runs/pruned", keep_rate=0.7)
+    write_run(tmp_path / "runs/broken", metrics=False)
+    script.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--clips", "1"])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("runs.csv", "per_class.csv", "curves.csv", "evaluations.csv", "table.md"),
+        *("learning_curves.png", "effect_keep_rate.png", "training_cost.png", "per_class.png", "per_class_gain.png"),
+    }
+    assert len(pd.read_csv(tmp_path / "out/runs.csv")) == 3
+    printed = capsys.readouterr().out
+    assert "3 runs: 2 finished, 1 empty" in printed
+    assert f"{tmp_path}/runs/broken: empty (metrics.csv is missing)" in printed
+    lines = [line for line in printed.splitlines() if line.startswith("not made: ")]
+    assert [line.split(": ")[1] for line in lines] == ["keep_rate_at_test", "tokens_0", "attention_0", "area_share"]
+    assert "has no config.yaml" in lines[1]
+
+
+def test_script_without_runs_says_so(script, tmp_path):
+    with pytest.raises(SystemExit, match=r"error: .* holds no run"):
+        script.main([str(tmp_path)])
+
+
+def test_a_run_opens_only_with_checkpoint_and_data(tmp_path):
+    (tmp_path / "config.yaml").write_text("data:\n  root: /nowhere/mini\n")
+    with pytest.raises(FileNotFoundError, match=r"no checkpoints/best\.ckpt or last\.ckpt"):
+        open_run(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/last.ckpt").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="data root /nowhere/mini is not there"):
+        open_run(tmp_path)

@@ -2,5 +2,6 @@
 
 from evad.analysis.runs import curves, describe, evaluations, per_class, read_runs
 from evad.analysis.tables import summarize
+from evad.analysis.wandb_export import read_wandb_export
 
-__all__ = ["curves", "describe", "evaluations", "per_class", "read_runs", "summarize"]
+__all__ = ["curves", "describe", "evaluations", "per_class", "read_runs", "read_wandb_export", "summarize"]

@@ -77,10 +77,10 @@ def title_slices(axes: Sequence[Axes]) -> None:
         )
 
 
-def draw_boxes(axis: Axes, boxes: Sequence[Sequence[float]]) -> None:
+def draw_boxes(axis: Axes, boxes: Sequence[Sequence[float]], shade: str = ORANGE) -> None:
     """Outlines of boxes, xyxy in pixels of the picture."""
     for x1, y1, x2, y2 in boxes:
-        outline = Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=ORANGE, linewidth=1.8)
+        outline = Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=shade, linewidth=1.8)
         axis.add_patch(outline)
 
 
@@ -150,7 +150,8 @@ def attention_figure(
         bar = figure.colorbar(scale, ax=list(line), fraction=0.03, aspect=8, pad=0.01)
         bar.set_label("times uniform", fontsize=8)
         bar.ax.tick_params(labelsize=8)
-    for axis in axes[:, slices // 2]:
-        draw_boxes(axis, boxes)
+    draw_boxes(axes[0][slices // 2], boxes)
+    for axis in axes[1:, slices // 2]:
+        draw_boxes(axis, boxes, shade="cyan")
     title_slices(axes[0])
     return figure
