@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from evad.analysis import curves, describe, evaluations, per_class, read_runs
+from evad.analysis import Summaries, describe
 from evad.analysis.figures import (
     class_bars,
     class_gain_bars,
@@ -52,11 +52,6 @@ class Folder:
             self.skipped.append(f"{name}: {error}")
         else:
             self.made.append(f"{name}.png")
-
-    def table(self, name: str, frame: pd.DataFrame) -> None:
-        """Write `name`.csv."""
-        frame.to_csv(self.path / f"{name}.csv", index=False)
-        self.made.append(f"{name}.csv")
 
 
 def figures_of_runs(out: Folder, runs: pd.DataFrame) -> None:
@@ -146,19 +141,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=2, help="validation clips in figures of tokens (default: 2)")
     options = parser.parse_args(arguments)
     try:
-        runs = read_runs(*options.folders)
+        found = Summaries.of(*options.folders)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
-    print(describe(runs))
+    print(describe(found.runs))
     out = Folder(options.out)
-    classes, learning, tests = (read(*options.folders) for read in (per_class, curves, evaluations))
-    for name, frame in (("runs", runs), ("per_class", classes), ("curves", learning), ("evaluations", tests)):
-        out.table(name, frame)
-    out.draw("learning_curves", lambda: learning_curves(learning, runs))
-    figures_of_runs(out, runs)
-    out.draw("keep_rate_at_test", lambda: keep_rate_at_test(tests, runs))
-    figures_of_classes(out, runs, classes)
-    figures_of_tokens(out, runs, options.clips)
+    out.made += [path.name for path in found.write(out.path)]
+    out.draw("learning_curves", lambda: learning_curves(found.curves, found.runs))
+    figures_of_runs(out, found.runs)
+    out.draw("keep_rate_at_test", lambda: keep_rate_at_test(found.evaluations, found.runs))
+    figures_of_classes(out, found.runs, found.per_class)
+    figures_of_tokens(out, found.runs, options.clips)
     print(f"{out.path}: {', '.join(out.made)}")
     for reason in out.skipped:
         print(f"not made: {reason}")

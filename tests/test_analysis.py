@@ -6,7 +6,16 @@ import math
 import pandas as pd
 import pytest
 
-from evad.analysis import curves, describe, evaluations, per_class, read_runs, read_wandb_export, summarize
+from evad.analysis import (
+    Summaries,
+    curves,
+    describe,
+    evaluations,
+    per_class,
+    read_runs,
+    read_wandb_export,
+    summarize,
+)
 
 NAN = float("nan")
 
@@ -42,6 +51,7 @@ def write_metrics(path, epochs, first=0):
 def test_a_run_is_one_row_with_settings_quality_and_cost(tmp_path):
     run = write_run(tmp_path / "run", epochs=[(0.2, 0.5), (0.4, 0.75), (0.3, 0.8)], planned=3, seed=7)
     frame = read_runs(run)
+    assert math.isnan(frame.pop("seconds").item())  # only sweeps note it
     assert frame.to_dict("records") == [
         {
             "run": run.as_posix(),
@@ -65,7 +75,6 @@ def test_a_run_is_one_row_with_settings_quality_and_cost(tmp_path):
             "gflops": 0.25,
             "train_clips_per_s": 11.0,
             "peak_memory_mb": 102,
-            "seconds": None,
             "evaluations": 0,
             "problems": "",
         }
@@ -295,3 +304,23 @@ def test_a_csv_that_is_no_wandb_export_is_refused(tmp_path):
     (tmp_path / "export.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"no column State, val/mAP but a, b: show it"):
         read_wandb_export(tmp_path / "export.csv")
+
+
+def test_summaries_survive_a_folder_of_csv_files(tmp_path):
+    for number, part in enumerate(["none", "random"]):
+        (write_run(tmp_path / f"runs/{number}") / "run.json").write_text(
+            json.dumps({"status": "finished", "overrides": [f"model/pruning={part}"]})
+        )
+    write_run(tmp_path / "runs/2", metrics=False)
+    before = Summaries.of(tmp_path / "runs")
+    assert [path.name for path in before.write(tmp_path)] == [
+        *("runs.csv", "per_class.csv", "curves.csv", "evaluations.csv")
+    ]
+    after = Summaries.read(tmp_path)
+    assert after.runs["pruning"].tolist()[:2] == ["none", "random"]
+    assert describe(after.runs) == describe(before.runs)
+    for name in ("runs", "per_class", "curves", "evaluations"):
+        pd.testing.assert_frame_equal(getattr(before, name), getattr(after, name), check_dtype=False)
+    (tmp_path / "curves.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks curves\.csv: write them with scripts/make_figures\.py"):
+        Summaries.read(tmp_path)

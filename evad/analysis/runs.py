@@ -90,7 +90,7 @@ def row(run: RunFolder, swept: Iterable[str]) -> dict[str, Any]:
         "gflops": run.column("cost/gflops").iloc[-1:].mean(),
         "train_clips_per_s": run.column("cost/train_clips_per_s").median(),
         "peak_memory_mb": run.column("cost/peak_memory_mb").max(),
-        "seconds": run.record.get("seconds"),
+        "seconds": run.record.get("seconds", float("nan")),
         "evaluations": len(evaluation_files(run.path)),
         "problems": "; ".join(problems),
     }
