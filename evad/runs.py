@@ -102,11 +102,16 @@ def best_epoch(run_dir: Path) -> dict[str, float]:
     return {"epoch": int(best["epoch"]), **{name: float(best[name]) for name in names if best[name] == best[name]}}
 
 
+def metric_files(run_dir: Path) -> list[Path]:
+    """Where a run logged its values: parts set aside by a resume (`metrics.0.csv`, ...) first, then `metrics.csv`."""
+    earlier = [path for path in run_dir.glob("metrics.*.csv") if path.suffixes[0][1:].isdecimal()]
+    parts = [*sorted(earlier, key=lambda path: int(path.suffixes[0][1:])), run_dir / "metrics.csv"]
+    return [part for part in parts if part.is_file()]
+
+
 def read_metrics(run_dir: Path) -> pd.DataFrame:
     """All logged values of a run, parts written before a resume first."""
-    earlier = sorted(run_dir.glob("metrics.*.csv"), key=lambda path: int(path.suffixes[0][1:]))
-    parts = [*earlier, run_dir / "metrics.csv"]
-    return pd.concat([pd.read_csv(part) for part in parts if part.is_file()], ignore_index=True)
+    return pd.concat([pd.read_csv(part) for part in metric_files(run_dir)], ignore_index=True)
 
 
 def run_of_checkpoint(checkpoint: str | Path) -> Path:

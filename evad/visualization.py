@@ -7,16 +7,13 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import matplotlib
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from evad.structures import Detections
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 # Colour-blind safe (Okabe and Ito), one per actor.
 COLOURS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"]
@@ -103,9 +100,11 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> int:
 
 def plot_learning_curve(metrics: pd.DataFrame, path: Path) -> None:
     """Training loss and validation AP over epochs, from a run's metrics.csv."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
-    train = metrics.dropna(subset=["train/loss"])
-    left.plot(train["step"], train["train/loss"], color=COLOURS[4])
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    if "train/loss" in metrics:  # runs shorter than trainer.log_every_n_steps log none
+        train = metrics.dropna(subset=["train/loss"])
+        left.plot(train["step"], train["train/loss"], color=COLOURS[4])
     left.set(xlabel="optimizer step", ylabel="training loss", title="Loss")
     valid = metrics.dropna(subset=["val/mAP"])
     right.plot(valid["epoch"] + 1, 100 * valid["val/mAP"], marker="o", label="action mAP@0.5", color=COLOURS[5])
@@ -115,12 +114,12 @@ def plot_learning_curve(metrics: pd.DataFrame, path: Path) -> None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def plot_training_cost(table: pd.DataFrame, path: Path) -> None:
     """Memory and time of a training step by keep rate, one line per image size (Fig. 6)."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2)
     columns = [("peak_memory_mb", "peak memory in MiB"), ("latency_ms", "training step in ms")]
     for axis, (column, label) in zip(axes, columns):
         for colour, (size, rows) in zip(COLOURS[1:], table.groupby("size")):
@@ -130,12 +129,12 @@ def plot_training_cost(table: pd.DataFrame, path: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend()
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def plot_keep_rates(table: pd.DataFrame, path: Path) -> None:
     """AP against keep rate at test time, with the cost of each point written beside it (Fig. 7)."""
-    figure, axis = plt.subplots(figsize=(5.5, 3.8), constrained_layout=True)
+    figure = Figure(figsize=(5.5, 3.8), layout="constrained")
+    axis = figure.subplots()
     axis.plot(table["keep_rate"], 100 * table["mAP"], marker="o", color=COLOURS[5], label="action mAP@0.5")
     axis.plot(table["keep_rate"], 100 * table["person_AP"], marker="s", color=COLOURS[2], label="person AP@0.5")
     for row in table.to_dict("records"):
@@ -146,4 +145,3 @@ def plot_keep_rates(table: pd.DataFrame, path: Path) -> None:
     axis.grid(alpha=0.3)
     axis.legend(loc="lower left")
     figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -1,0 +1,277 @@
+"""Figures over runs: learning curves, what a setting costs and brings, AP per class (Figs 6, 7, 9, 10).
+
+Every function takes data frames of `evad.analysis` and returns a matplotlib `Figure`; none touches pyplot, so they draw
+in notebooks and scripts alike. Error bars and bands are sample standard deviations over runs, usually seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from evad.analysis.tables import groups, is_number, summarize, varying
+from evad.visualization import COLOURS
+
+AXES = {
+    "mAP_last": ("action mAP@0.5 in %", 100),
+    "mAP_best": ("action mAP@0.5 in %, best epoch", 100),
+    "person_AP_last": ("person AP@0.5 in %", 100),
+    "gflops": ("GFLOPs per clip", 1),
+    "train_clips_per_s": ("training clips per second", 1),
+    "peak_memory_mb": ("peak memory in MiB", 1),
+    "keep_rate": (r"keep rate $\rho$", 1),
+    "w_kf": ("weight of keyframe queries w_kf", 1),
+    "decoder_depth": ("decoder blocks", 1),
+    "roi_extension": ("RoI extension (x, y)", 1),
+}
+"""Column -> axis label and the factor that gives its unit."""
+
+BLUE, ORANGE, GREEN, GREY = COLOURS[4], COLOURS[5], COLOURS[2], "0.6"
+MARKERS = "osD^vPX"
+
+
+def colour(number: int) -> str:
+    """A colour that stands out on white, in turn."""
+    return (BLUE, ORANGE, GREEN, COLOURS[6], COLOURS[0], COLOURS[1], "black")[number % 7]
+
+
+def learning_curves(curves: pd.DataFrame, runs: pd.DataFrame) -> Figure:
+    """Training loss, action mAP and person AP over epochs: mean and deviation of runs with equal settings.
+
+    Args:
+        curves: As `evad.analysis.curves` gives them.
+        runs: The same runs by `read_runs`; interrupted ones are drawn as far as they got.
+
+    Raises:
+        ValueError: if nothing was logged.
+    """
+    if curves.empty:
+        raise ValueError("no run has logged a loss or a validation")
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    panels = (("train_loss", "training loss", 1), ("mAP", *AXES["mAP_last"]), ("person_AP", *AXES["person_AP_last"]))
+    axes = figure.subplots(1, 3)
+    for axis, (column, title, scale) in zip(axes, panels):
+        for number, (label, rows) in enumerate(groups(runs, varying(runs)).items()):
+            mine = curves[curves["run"].isin(rows["run"])].dropna(subset=[column])
+            statistics = (scale * mine[column].astype(float)).groupby(mine["epoch"]).agg(["mean", "std"])
+            draw_band(axis, statistics, f"{label} ({mine['run'].nunique()} runs)", number)
+        axis.set(xlabel="epoch", ylabel=title)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        decorate(axis)
+    for axis in axes[1:]:
+        axis.set_ylim(0, 100)
+    handles, labels = axes[1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=1 if len(max(labels, key=len)) > 60 else 3)
+    return figure
+
+
+def draw_band(axis: Axes, statistics: pd.DataFrame, label: str, number: int) -> None:
+    """Mean as a line and deviation as a band."""
+    x = statistics.index.to_numpy(dtype=float)
+    mean, deviation = statistics["mean"].to_numpy(), statistics["std"].fillna(0).to_numpy()
+    axis.plot(x, mean, color=colour(number), marker=MARKERS[number // 7 % 7], markersize=4, label=label)
+    axis.fill_between(x, mean - deviation, mean + deviation, color=colour(number), alpha=0.15, linewidth=0)
+
+
+def decorate(axis: Axes) -> None:
+    """A light grid, and no frame above and on the right."""
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def lines_over(runs: pd.DataFrame, setting: str) -> dict[str, pd.DataFrame]:
+    """Finished runs that differ in `setting` alone, under their other settings in words.
+
+    Raises:
+        ValueError: if no two finished runs differ in `setting` alone.
+    """
+    done = runs[runs["status"] == "finished"]
+    others = [column for column in varying(done) if column not in (setting, "name")]
+    lines = {label: rows for label, rows in groups(done, others).items() if rows[setting].nunique(dropna=False) > 1}
+    if not lines:
+        raise ValueError(f"no two finished runs differ in {setting} alone, so there is nothing to compare")
+    return lines
+
+
+def effect_of(
+    runs: pd.DataFrame,
+    setting: str,
+    measures: Sequence[str] = ("mAP_last", "gflops", "peak_memory_mb", "train_clips_per_s"),
+) -> Figure:
+    """Quality and cost against one setting: means with error bars, single runs as dots (Tables 1 and 2).
+
+    There is one line for each combination of the other settings that vary.
+
+    Args:
+        runs: As `read_runs` gives them.
+        setting: Column on the x axis; high keep rates stand on the left.
+        measures: One panel each.
+
+    Raises:
+        ValueError: if no two finished runs differ in `setting` alone.
+    """
+    lines = lines_over(runs, setting)
+    width, rows = min(len(measures), 2), -(-len(measures) // 2)
+    figure = Figure(figsize=(5.2 * width, 3.5 * rows + 0.4), layout="constrained")
+    values = sorted({value for group in lines.values() for value in group[setting]}, key=lambda v: (str(type(v)), v))
+    numeric = all(is_number(value) for value in values)
+    place = {value: float(value) if numeric else number for number, value in enumerate(values)}
+    for axis, measure in zip(figure.subplots(rows, width, squeeze=False).flat, measures):
+        for number, (label, group) in enumerate(lines.items()):
+            shift = 0.0 if numeric else 0.1 * (number - (len(lines) - 1) / 2)
+            mine = {value: x + shift for value, x in place.items()}
+            draw_line(axis, group, setting, measure, mine, f"{label} ({len(group)} runs)", number, joined=numeric)
+        axis.set(xlabel=AXES.get(setting, (setting,))[0], ylabel=AXES[measure][0])
+        axis.set_xticks(list(place.values()), [f"{value:g}" if numeric else str(value) for value in values])
+        set_range(axis, measure)
+        if setting == "keep_rate" and numeric:
+            axis.invert_xaxis()
+        axis.margins(x=0.12)
+        decorate(axis)
+    if len(lines) > 1:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=1 if len(max(labels, key=len)) > 40 else 2)
+    return figure
+
+
+def set_range(axis: Axes, measure: str) -> None:
+    """Costs from 0; AP from what there is, but at least over 10 points, so that noise does not look like an effect."""
+    low, high = axis.get_ylim()
+    if "AP" not in measure:
+        axis.set_ylim(0, None)
+    else:
+        margin = max(0.0, (10 - (high - low)) / 2)
+        axis.set_ylim(max(0.0, low - margin), min(100.0, high + margin))
+
+
+def draw_line(
+    axis: Axes, runs: pd.DataFrame, setting: str, measure: str, place: dict, label: str, number: int, joined: bool
+) -> None:
+    """Means with error bars of one measure, and the runs behind them."""
+    scale = AXES[measure][1]
+    summary = summarize(runs, by=[setting], measures=[measure])
+    x = [place[value] for value in summary[setting]]
+    style = "-" if joined else "none"
+    draw_means(axis, x, scale * summary[f"{measure}_mean"], scale * summary[f"{measure}_std"], label, number, style)
+    axis.scatter(runs[setting].map(place), scale * runs[measure], color=colour(number), s=10, alpha=0.4)
+
+
+def draw_means(
+    axis: Axes, x: Sequence[float], mean: pd.Series, deviation: pd.Series, label: str, number: int, style: str = "-"
+) -> None:
+    """Means with error bars; none where there is one run."""
+    shade, marker = colour(number), MARKERS[number % 7]
+    axis.errorbar(x, mean, deviation.fillna(0), color=shade, marker=marker, linestyle=style, capsize=4, label=label)
+
+
+def training_cost(runs: pd.DataFrame) -> Figure:
+    """Memory and time of training by keep rate, with the change against the highest one (Fig. 6).
+
+    Raises:
+        ValueError: if no two finished runs differ in keep rate alone.
+    """
+    lines = lines_over(runs, "keep_rate")
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    panels = (("peak_memory_mb", "peak memory in MiB"), ("ms_per_clip", "training time per clip in ms"))
+    for axis, (measure, title) in zip(figure.subplots(1, 2), panels):
+        wide = 0.8 / len(lines)
+        rates = sorted({rate for rows in lines.values() for rate in rows["keep_rate"]}, reverse=True)
+        for number, (label, rows) in enumerate(lines.items()):
+            timed = rows.assign(ms_per_clip=1000 / rows["train_clips_per_s"])
+            summary = summarize(timed, by=["keep_rate"], measures=[measure]).sort_values("keep_rate", ascending=False)
+            x = [rates.index(rate) + wide * (number - (len(lines) - 1) / 2) for rate in summary["keep_rate"]]
+            mean, deviation = summary[f"{measure}_mean"], summary[f"{measure}_std"].fillna(0)
+            bars = axis.bar(x, mean, wide * 0.9, yerr=deviation, color=colour(number), capsize=3, label=label)
+            changes = mean / mean.iloc[0] - 1
+            axis.bar_label(bars, ["", *(f"{change:+.0%}" for change in changes.iloc[1:])], padding=2, fontsize=8)
+        axis.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+        axis.set(xlabel=r"keep rate $\rho$", ylabel=title)
+        axis.margins(y=0.12)
+        decorate(axis)
+    if len(lines) > 1:
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center")
+    return figure
+
+
+def keep_rate_at_test(evaluations: pd.DataFrame, runs: pd.DataFrame) -> Figure:
+    """One training tested at several keep rates, beside runs trained at each of them (Fig. 7).
+
+    Args:
+        evaluations: As `evad.analysis.evaluations` gives them.
+        runs: Runs to compare with, by `read_runs`; their best epochs count, as those are what `best.ckpt` holds.
+
+    Raises:
+        ValueError: if no run was evaluated at two keep rates.
+    """
+    found = evaluations.dropna(subset=["mAP", "keep_rate"])
+    figure = Figure(figsize=(6.5, 4.2), layout="constrained")
+    axis = figure.subplots()
+    tested = [(rate, rows) for rate, rows in found.groupby("trained_keep_rate") if rows["keep_rate"].nunique() > 1]
+    if not tested:
+        raise ValueError(
+            "no run was evaluated at two keep rates: use scripts/keep_rate_at_test.py RUN/checkpoints/best.ckpt"
+        )
+    for number, (rate, rows) in enumerate(tested, start=1):
+        label = rf"trained at $\rho$ = {rate}, tested at others ({rows['run'].nunique()} runs)"
+        statistics = 100 * rows.groupby("keep_rate")["mAP"].agg(["mean", "std"])
+        draw_means(axis, statistics.index.tolist(), statistics["mean"], statistics["std"], label, number)
+    done = runs[runs["status"] == "finished"]
+    trained = summarize(done, by=["keep_rate"], measures=["mAP_best"])
+    label = rf"trained and tested at the same $\rho$ ({len(done)} runs)"
+    mean, deviation = 100 * trained["mAP_best_mean"], 100 * trained["mAP_best_std"]
+    draw_means(axis, trained["keep_rate"].tolist(), mean, deviation, label, 0, "--")
+    axis.set(xlabel=r"keep rate $\rho$ at test", ylabel=AXES["mAP_last"][0], ylim=(0, 100))
+    rates = sorted({*found["keep_rate"], *trained["keep_rate"]})
+    axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axis.invert_xaxis()
+    decorate(axis)
+    axis.legend(fontsize=9)
+    return figure
+
+
+def class_bars(gains: pd.DataFrame, first: str, second: str, notable: float = 0.05) -> Figure:
+    """AP of every class in two settings, side by side (Fig. 9).
+
+    Classes that gain or lose more than `notable` are bold, those that at least double are green.
+
+    Args:
+        gains: As `evad.analysis.tables.class_gains` gives them.
+        first: Legend of the setting compared with.
+        second: Legend of the other one.
+        notable: Change of AP, fraction of 1.
+    """
+    figure = Figure(figsize=(7.5, 1.4 + 0.36 * len(gains)), layout="constrained")
+    axis = figure.subplots()
+    y = np.arange(len(gains))
+    for offset, name, label, shade in ((-0.2, "first", first, GREY), (0.2, "second", second, BLUE)):
+        deviation, lines = 100 * gains[f"{name}_std"].fillna(0), {"elinewidth": 1, "ecolor": "0.2"}
+        axis.barh(y + offset, 100 * gains[name], 0.38, xerr=deviation, error_kw=lines, color=shade, label=label)
+    axis.set_yticks(y, gains["class"])
+    for text, row in zip(axis.get_yticklabels(), gains.to_dict("records")):
+        text.set_fontweight("bold" if abs(row["gain"]) > notable else "normal")
+        text.set_color("green" if row["gain"] > 0 and row["second"] >= 2 * row["first"] else "black")
+    axis.set(xlabel="AP@0.5 in %", xlim=(0, 100))
+    axis.invert_yaxis()
+    decorate(axis)
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def class_gain_bars(gains: pd.DataFrame, first: str, second: str) -> Figure:
+    """What every class gains from the first setting to the second, sorted (Fig. 10)."""
+    figure = Figure(figsize=(7.5, 1.4 + 0.3 * len(gains)), layout="constrained")
+    axis = figure.subplots()
+    points = 100 * gains["gain"]
+    bars = axis.barh(gains["class"], points, color=[GREEN if gain >= 0 else ORANGE for gain in points])
+    axis.bar_label(bars, [f"{gain:+.1f}" for gain in points], padding=3, fontsize=9)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set(xlabel="change of AP@0.5 in percentage points", title=f"{second}  against  {first}")
+    axis.title.set_fontsize(10)
+    axis.margins(x=0.15)
+    axis.invert_yaxis()
+    decorate(axis)
+    return figure

@@ -1,0 +1,76 @@
+"""A trained detector and its validation clips, from a run folder alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from evad.build import build_datamodule
+from evad.config import build_model
+from evad.models.evad import EVAD
+from evad.runs import CONFIG, load_weights
+from evad.structures import Batch
+
+
+@dataclass
+class OpenRun:
+    """What figures of tokens need of a run.
+
+    Attributes:
+        path: Its folder.
+        checkpoint: Where the weights are from.
+        config: Its configuration.
+        model: The detector, in evaluation mode.
+        datamodule: With its validation set read.
+    """
+
+    path: Path
+    checkpoint: Path
+    config: Any
+    model: EVAD
+    datamodule: Any
+
+    def clip(self, index: int) -> Batch:
+        """Validation clip `index` as a batch of one."""
+        return self.datamodule.collate([self.datamodule.val_dataset[index]])
+
+    def with_keep_rate(self, rate: float) -> EVAD:
+        """The same weights in a detector that keeps another share of the tokens."""
+        config = self.config.copy()
+        config.model.keep_rate = rate
+        model = build_model(config).eval()
+        model.load_state_dict(self.model.state_dict())
+        return model
+
+
+def open_run(run: str | Path) -> OpenRun:
+    """Detector of the run's best checkpoint (the last one if there is no best) and its validation set.
+
+    Raises:
+        FileNotFoundError: if the run has no configuration or checkpoint, or its data is not where it was.
+    """
+    path = Path(run)
+    if not (path / CONFIG).is_file():
+        raise FileNotFoundError(f"{path} has no {CONFIG}: give a run folder of evad.train")
+    candidates = [path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
+    checkpoint = next(filter(Path.is_file, candidates), None)
+    if checkpoint is None:
+        raise FileNotFoundError(
+            f"{path} has no checkpoints/best.ckpt or last.ckpt: its tokens cannot be computed again"
+        )
+    config: Any = OmegaConf.load(path / CONFIG)
+    root = Path(config.data.root)
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"the run's data root {root} is not there: put the data back, or edit data.root in {CONFIG}"
+        )
+    config.data.num_workers = 0
+    datamodule = build_datamodule(config)
+    datamodule.prepare_data()
+    datamodule.setup("validate")
+    model = build_model(config).eval()
+    load_weights(model, checkpoint)
+    return OpenRun(path, checkpoint, config, model, datamodule)

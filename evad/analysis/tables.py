@@ -1,0 +1,183 @@
+"""Tables over runs: mean and deviation over seeds, change against a reference, markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from evad.analysis.runs import MEASURES
+
+TITLES = {
+    "keep_rate": "keep rate",
+    "w_kf": "keyframe weight",
+    "roi_extension": "RoI extension",
+    "decoder_depth": "decoder blocks",
+    "context_order": "order",
+    "image_size": "image size",
+    "decoder_input": "decoder input",
+    "gflops": "GFLOPs",
+    "train_clips_per_s": "training clips/s",
+    "peak_memory_mb": "peak memory in MiB",
+}
+"""How columns are called in tables, legends and captions."""
+
+
+def summarize(runs: pd.DataFrame, by: Sequence[str], measures: Sequence[str] = MEASURES) -> pd.DataFrame:
+    """Mean, sample standard deviation and number of runs that share the settings `by`, usually seeds.
+
+    Only finished runs count: the last epoch of an interrupted one is another point of its learning curve.
+
+    Args:
+        runs: As `read_runs` gives them.
+        by: Columns whose values make a group; a missing value is a group of its own.
+        measures: Columns to average.
+
+    Returns:
+        One row per group in ascending order: the columns `by`, `runs` (finished), `unfinished` (left out), and for
+        every measure `<measure>_mean`, `<measure>_std` (divided by n - 1; NaN for one run) and `<measure>_n` (runs that
+        have a value).
+
+    Raises:
+        ValueError: if a column is missing; names those there are.
+    """
+    if missing := [column for column in (*by, *measures) if column not in runs]:
+        raise ValueError(f"no column {', '.join(missing)}; there are {', '.join(map(str, runs.columns))}")
+    done = runs["status"] == "finished"
+    groups = runs.assign(runs=done, unfinished=~done).groupby(list(by), dropna=False)
+    table = groups[["runs", "unfinished"]].sum().astype(int)
+    finished = runs[list(measures)].astype(float).where(done, axis=0)
+    statistics = finished.groupby([runs[column] for column in by], dropna=False).agg(["mean", "std", "count"])
+    statistics.columns = [f"{measure}_{kind}" for measure in measures for kind in ("mean", "std", "n")]
+    return table.join(statistics).reset_index()
+
+
+NO_SETTINGS = {
+    *("run", "status", "seed", "epochs", "max_epochs", "best_epoch", "seconds", "evaluations", "problems"),
+    *MEASURES,
+}
+"""Columns of `read_runs` that are no choice of the experimenter."""
+
+
+def varying(runs: pd.DataFrame) -> list[str]:
+    """Settings in which the runs differ; `name` only where no other one does."""
+    columns = [
+        column for column in runs.columns if column not in NO_SETTINGS and runs[column].nunique(dropna=False) > 1
+    ]
+    return [column for column in columns if column != "name"] or columns
+
+
+def label_of(settings: Mapping[str, Any]) -> str:
+    """Settings in words: `keep rate 0.7, fill zeros`."""
+    shown = {
+        name: "-" if pd.isna(value) else f"{value:g}" if is_number(value) else value for name, value in settings.items()
+    }
+    return ", ".join(f"{TITLES.get(name, name)} {value}" for name, value in shown.items()) or "all runs"
+
+
+def is_number(value: object) -> bool:
+    """Whether a setting is a quantity."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def groups(runs: pd.DataFrame, by: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Runs that share the settings `by`, under their settings in words; one group if `by` is empty."""
+    if not by:
+        return {"all runs": runs}
+    split = runs.groupby(list(by), dropna=False, sort=True)
+    return {label_of(dict(zip(by, values))): rows for values, rows in split}
+
+
+def with_deviation(mean: float, deviation: float, scale: float, digits: int) -> str:
+    """`30.5 ± 0.2`, without the deviation where there is only one run."""
+    if math.isnan(mean):
+        return "-"
+    shown = f"{scale * mean:.{digits}f}"
+    return shown if math.isnan(deviation) else f"{shown} ± {scale * deviation:.{digits}f}"
+
+
+def change_table(
+    runs: pd.DataFrame, setting: str = "keep_rate", reference: Any = 1.0, by: Sequence[str] = ()
+) -> pd.DataFrame:
+    """The paper's Tables 2 and 3 for these runs: quality and cost, with the change against a reference in per cent.
+
+    Args:
+        runs: As `read_runs` gives them; only finished ones count.
+        setting: The column that is varied.
+        reference: Its value that the others are compared with.
+        by: Further columns; each combination has its own reference row (Table 3: `image_size`).
+
+    Returns:
+        Cells as text: `by`, `setting`, `n` (runs), action mAP and person AP in per cent with the standard deviation
+        over runs, then GFLOPs, training clips per second and peak memory. Where a group has no reference, no change is
+        given.
+    """
+    summary = summarize(runs, by=[*by, setting])
+    summary = summary[summary["runs"] > 0].sort_values([*by, setting], ascending=[*[True] * len(by), False])
+    rows = []
+    for _, group in summary.groupby(list(by), dropna=False, sort=False) if by else [((), summary)]:
+        base = next((row for row in group.to_dict("records") if row[setting] == reference), None)
+        rows += [table_row(row, base, [*by, setting]) for row in group.to_dict("records")]
+    return pd.DataFrame(rows)
+
+
+def table_row(row: Mapping[Any, Any], base: Mapping[Any, Any] | None, settings: Sequence[str]) -> dict[str, str]:
+    """One line of `change_table`."""
+    cells = {
+        TITLES.get(name, name): label_of({name: row[name]}).removeprefix(TITLES.get(name, name) + " ")
+        for name in settings
+    }
+    cells["n"] = str(row["runs"])
+    for measure, title in (("mAP_last", "mAP in %"), ("person_AP_last", "person AP in %")):
+        cells[title] = with_deviation(row[f"{measure}_mean"], row[f"{measure}_std"], scale=100, digits=1)
+    for measure in ("gflops", "train_clips_per_s", "peak_memory_mb"):
+        value = row[f"{measure}_mean"]
+        text = "-" if math.isnan(value) else f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+        if (
+            base is not None
+            and row[settings[-1]] != base[settings[-1]]
+            and not math.isnan(value / base[f"{measure}_mean"])
+        ):
+            text += f" ({value / base[f'{measure}_mean'] - 1:+.0%})"
+        cells[TITLES[measure]] = text
+    return cells
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table of text cells in Markdown."""
+    lines = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def class_gains(
+    classes: pd.DataFrame, first: Sequence[str], second: Sequence[str], measure: str = "AP_last"
+) -> pd.DataFrame:
+    """AP of every class in two sets of runs (such as seeds of two settings), greatest gain first (Figs 9, 10).
+
+    Args:
+        classes: As `per_class` gives them.
+        first: Runs to compare with.
+        second: Runs whose gain is shown.
+        measure: `AP_last` or `AP_best`.
+
+    Returns:
+        `class`, `first`, `second` (means over runs, fractions of 1), `first_std`, `second_std` (sample deviations),
+        `gain` (second - first).
+
+    Raises:
+        ValueError: if a set has no class AP.
+    """
+    table: dict[str, pd.Series] = {}
+    for name, runs in (("first", first), ("second", second)):
+        rows = classes[classes["run"].isin(list(runs))]
+        if rows.empty:
+            raise ValueError(f"no AP per class of {', '.join(runs) or 'any run'}: was it validated?")
+        values = rows.groupby("class", sort=False)[measure]
+        table[name], table[f"{name}_std"] = values.mean(), values.std()
+    frame = pd.DataFrame(table).rename_axis("class").reset_index()
+    frame["gain"] = frame["second"] - frame["first"]
+    return frame[["class", "first", "second", "first_std", "second_std", "gain"]].sort_values(
+        "gain", ascending=False, ignore_index=True, kind="stable"
+    )

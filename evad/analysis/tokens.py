@@ -1,0 +1,248 @@
+"""What happens to a clip's tokens: which survive, how many lie on actors, what the decoder looks at.
+
+Nothing here changes a detector: it is put into evaluation mode for the time of a call and back again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torchvision.ops import box_iou
+
+from evad.models.evad import EVAD
+from evad.structures import Batch, EVADOutput
+
+Grid = tuple[int, int, int]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients, and afterwards the mode each module was in before."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def grid_of(model: EVAD, clips: Tensor) -> Grid:
+    """(T', H', W') of clips (B, 3, T, H, W)."""
+    embed: Any = model.encoder.patch_embed
+    frames, height, width = clips.shape[2:]
+    return frames // embed.tubelet, height // embed.patch, width // embed.patch
+
+
+def token_survival(model: EVAD, clips: Tensor) -> Tensor:
+    """Which tokens are still there after each pruning stage (Figs 1, 4, 11).
+
+    Args:
+        model: The detector.
+        clips: (B, 3, T, H, W) normalised clips.
+
+    Returns:
+        (B, S, T', H', W') bool on the CPU, True = preserved. S is 0 for a model that does not prune.
+    """
+    with evaluating(model):
+        encoded = model.encoder(clips)
+    return survival_of(encoded.kept, grid_of(model, clips), len(clips)).cpu()
+
+
+def survival_of(kept: list[Tensor], grid: Grid, batch: int) -> Tensor:
+    """Positions (B, n) of the surviving context tokens, one tensor per stage -> (B, S, T', H', W') bool.
+
+    Tokens of the keyframe, slice T' // 2, always survive.
+    """
+    slices, height, width = grid
+    survival = torch.zeros(batch, len(kept), slices * height * width, dtype=torch.bool)
+    survival.unflatten(2, grid)[:, :, slices // 2] = True
+    for stage, positions in enumerate(kept):
+        survival[:, stage].scatter_(1, positions.cpu(), True)
+    return survival.unflatten(2, grid)
+
+
+def union_coverage(boxes: np.ndarray, grid: tuple[int, int], patch: int) -> np.ndarray:
+    """Share of each token's area that the union of some boxes covers, exactly.
+
+    Args:
+        boxes: (n, 4) xyxy in pixels.
+        grid: (H', W').
+        patch: Pixels along each side of a token.
+
+    Returns:
+        (H', W') float64 in [0, 1].
+    """
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    # The grid cut along every box edge: each piece lies in one token, and wholly inside or outside of each box.
+    xs, ys = (np.arange(count + 1.0) * patch for count in reversed(grid))
+    xs = np.unique(np.concatenate([xs, boxes[:, 0::2].ravel().clip(0, xs[-1])]))
+    ys = np.unique(np.concatenate([ys, boxes[:, 1::2].ravel().clip(0, ys[-1])]))
+    left, top, right, bottom = boxes.T[:, :, None]
+    inside_x = (left <= xs[:-1]) & (xs[1:] <= right)  # (n, pieces along x)
+    inside_y = (top <= ys[:-1]) & (ys[1:] <= bottom)
+    covered = (inside_y[:, :, None] & inside_x[:, None, :]).any(axis=0)
+    area = covered * np.diff(ys)[:, None] * np.diff(xs)
+    rows, columns = ((edges[:-1] // patch).astype(int) for edges in (ys, xs))
+    coverage = np.zeros(grid)
+    np.add.at(coverage, (rows[:, None], columns[None, :]), area)
+    return coverage / patch**2
+
+
+def gt_area_share(survival: Tensor, boxes: Tensor, size: tuple[int, int], patch: int) -> pd.DataFrame:
+    """How much of the preserved tokens lies inside the union of one clip's ground-truth boxes (Fig. 8).
+
+    The keyframe's boxes stand for all slices, as in the paper. A token on the edge of the union counts with the share
+    of its area that is inside, so tokens chosen at random have the share of the area itself.
+
+    Args:
+        survival: (S, T', H', W') bool, True = preserved.
+        boxes: (n, 4) xyxy in pixels of the unpadded clip.
+        size: Valid height and width in pixels.
+        patch: Pixels along each side of a token.
+
+    Returns:
+        One row per stage: `stage` (from 1), `gt_area` (share of the image), `preserved` (share of the preserved tokens
+        inside), `context` (the same without the keyframe, which is preserved as a whole).
+    """
+    slices, height, width = survival.shape[1:]
+    coverage = union_coverage(boxes.cpu().numpy(), (height, width), patch)
+    others = [t for t in range(slices) if t != slices // 2]
+    rows = []
+    for stage, alive in enumerate(survival.cpu().numpy(), start=1):
+        shares = [
+            (kept * coverage).sum() / kept.sum() if kept.any() else float("nan") for kept in (alive, alive[others])
+        ]
+        rows.append((stage, coverage.sum() * patch**2 / (size[0] * size[1]), *shares))
+    return pd.DataFrame(rows, columns=["stage", "gt_area", "preserved", "context"])
+
+
+def gt_area_shares(model: EVAD, batches: Iterable[Batch]) -> pd.DataFrame:
+    """`gt_area_share` of every clip of a validation set; average over `clip` for Fig. 8.
+
+    Returns:
+        One row per clip and stage, with `keyframe` (index in the data set) in front. Clips without a box have NaN:
+        there is no area to be in.
+    """
+    patch = model.encoder.patch_embed.patch
+    device = next(model.parameters()).device
+    tables = [pd.DataFrame(columns=["keyframe", "stage", "gt_area", "preserved", "context"])]
+    for batch in batches:
+        survival = token_survival(model, batch.clips.to(device))
+        for clip, target in enumerate(batch.targets):
+            height, width = batch.sizes[clip].tolist()
+            table = gt_area_share(survival[clip], target.boxes, (height, width), patch)
+            if not len(target.boxes):
+                table[["gt_area", "preserved", "context"]] = float("nan")
+            table.insert(0, "keyframe", int(batch.keyframes[clip]))
+            tables.append(table)
+    return pd.concat(tables[1:] or tables, ignore_index=True)
+
+
+@dataclass
+class ActorAttention:
+    """What the actors look at in one decoder block, averaged over heads.
+
+    Attributes:
+        weights: (B, Q, M + Q), probability an actor gives to each of the M tokens, then to each actor; sums to 1.
+        positions: (B, M) grid position of each token.
+        grid: (T', H', W').
+        output: What the detector returned for the batch.
+    """
+
+    weights: Tensor
+    positions: Tensor
+    grid: Grid
+    output: EVADOutput
+
+    def on_grid(self) -> Tensor:
+        """Attention to the tokens in their places, (B, Q, T', H', W'), NaN where a token was dropped."""
+        batch, queries, _ = self.weights.shape
+        tokens = self.positions.shape[1]
+        volume = self.weights.new_full((batch, queries, int(np.prod(self.grid))), float("nan"))
+        index = self.positions.unsqueeze(1).expand(-1, queries, -1)
+        return volume.scatter(2, index, self.weights[..., :tokens]).unflatten(2, self.grid)
+
+
+def actor_attention(model: EVAD, batch: Batch, block: int = -1) -> ActorAttention:
+    """Attention of every actor in a block of the context refinement decoder (Fig. 12).
+
+    The block's input is caught on its way in and the probabilities are computed from it again, because the fused
+    attention of the forward pass keeps none.
+
+    Args:
+        model: The detector.
+        batch: Clips, on the model's device.
+        block: Index of the decoder block; negative ones count from the end.
+
+    Raises:
+        ValueError: if the model has no context refinement decoder, or not so many blocks.
+    """
+    layer = decoder_block(model, block)
+    caught: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+    try:
+        with evaluating(model):
+            output = model(batch.clips, batch.sizes)
+            queries = output.roi_features.shape[1]
+            query, key, _ = layer.attn.project_last(layer.norm1(caught[0]), queries)
+            logits = query @ key.transpose(2, 3) * query.shape[3] ** -0.5
+            weights = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).mean(1)
+    finally:
+        handle.remove()
+    return ActorAttention(weights, output.positions, grid_of(model, batch.clips), output)
+
+
+def decoder_block(model: EVAD, block: int) -> Any:
+    """Block number `block` of the decoder.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    blocks: Any = getattr(getattr(model.classification, "decoder", None), "blocks", None)
+    if blocks is None:
+        raise ValueError(
+            f"{type(model.classification).__name__} has no context refinement decoder, so actors attend to no tokens; "
+            "use a run of the decoder"
+        )
+    if not -len(blocks) <= block < len(blocks):
+        raise ValueError(f"decoder block {block} does not exist, the decoder has {len(blocks)}")
+    return blocks[block]
+
+
+def actors_of_interest(output: EVADOutput, batch: Batch) -> list[Tensor]:
+    """For each clip the queries whose boxes overlap the true ones best, one per true box; without any, the surest."""
+    chosen = []
+    for boxes, logits, target in zip(output.boxes[-1], output.person_logits[-1], batch.targets):
+        if len(target.boxes):
+            chosen.append(box_iou(target.boxes.to(boxes), boxes).argmax(dim=1))
+        else:
+            chosen.append((logits[:, 0] - logits[:, 1]).argmax().unsqueeze(0))
+    return chosen
+
+
+def slice_images(
+    clip: Tensor, tubelet: int, size: tuple[int, int], mean: float = 0.45, std: float = 0.225
+) -> np.ndarray:
+    """First frame of each time slice as a picture; of the keyframe's slice, that is the keyframe.
+
+    Args:
+        clip: (3, T, H, W) normalised.
+        tubelet: Frames per slice.
+        size: Height and width of the pictures in pixels; further ones are padding.
+        mean: As in the clip's transform.
+        std: As in the clip's transform.
+
+    Returns:
+        (T', h, w, 3) float in [0, 1].
+    """
+    frames = clip[:, ::tubelet, : size[0], : size[1]].cpu().float() * std + mean
+    return frames.permute(1, 2, 3, 0).clamp(0, 1).numpy()  # (3, T', h, w) -> (T', h, w, 3)

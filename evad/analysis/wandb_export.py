@@ -1,0 +1,72 @@
+"""Runs from W&B: the csv that "Export CSV" of a runs table gives, in the columns of `read_runs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from evad.analysis.runs import MEASURES
+
+COLUMNS = {
+    "run": ("ID", "Name"),
+    "name": ("name", "Name"),
+    "status": ("State",),
+    "seed": ("seed",),
+    "keep_rate": ("model/keep_rate",),
+    "w_kf": ("model/w_kf",),
+    "roi_extension": ("model/roi_extension",),
+    "decoder_depth": ("model/decoder_depth",),
+    "context_order": ("model/context_order",),
+    "fill": ("model/fill",),
+    "pruning": ("model/pruning",),
+    "classifier": ("model/classifier",),
+    "keyframe": ("model/keyframe",),
+    "decoder_input": ("model/decoder_input",),
+    "max_epochs": ("max_epochs",),
+    "mAP_last": ("val/mAP",),
+    "mAP_best": ("val/mAP.max",),
+    "person_AP_last": ("val/person_AP",),
+    "person_AP_best": ("val/person_AP.max",),
+    "gflops": ("cost/gflops",),
+    "train_clips_per_s": ("cost/train_clips_per_s",),
+    "peak_memory_mb": ("cost/peak_memory_mb",),
+    "seconds": ("Runtime", "_runtime"),
+}
+"""Our column -> W&B's, the first that is there. Nested configurations come with dots or with slashes."""
+
+STATES = {"crashed": "failed", "killed": "failed"}
+
+
+def read_wandb_export(path: str | Path) -> pd.DataFrame:
+    """Runs of a W&B project as `read_runs` would give them.
+
+    W&B keeps the last value of each metric, so `mAP_best` is missing (NaN) unless the table has a `.max` column. A run
+    is named by its id, or its display name where the table does not show ids.
+
+    Args:
+        path: The exported csv; show the columns of the configuration and the summary before exporting.
+
+    Raises:
+        ValueError: if the file lacks `State` or `val/mAP`, without which it says nothing about runs.
+    """
+    table = pd.read_csv(path)
+    given = {str(column): column for column in table.columns}
+    given |= {name.replace(".", "/") if name.startswith("model.") else name: column for name, column in given.items()}
+    if missing := [name for name in ("State", "val/mAP") if name not in given]:
+        raise ValueError(
+            f"{path} has no column {', '.join(missing)} but {', '.join(map(str, table.columns))}: show it in the runs "
+            "table of W&B, then export again"
+        )
+    frame = pd.DataFrame(index=table.index)
+    for ours, theirs in COLUMNS.items():
+        found = next((given[name] for name in theirs if name in given), None)
+        if found is not None:
+            frame[ours] = table[found]
+        elif ours in MEASURES:
+            frame[ours] = float("nan")
+    frame["status"] = frame["status"].replace(STATES)
+    if "roi_extension" in frame:
+        frame["roi_extension"] = frame["roi_extension"].astype("string").str.strip("[]").astype(object)
+    frame["problems"] = ["" if known else "no val/mAP" for known in frame["mAP_last"].notna()]
+    return frame

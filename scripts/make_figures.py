@@ -1,0 +1,161 @@
+"""All figures and tables that some runs allow (Figs 1, 4, 6-12, Tables 1-3), and why the others are not there.
+
+    python scripts/make_figures.py RUN_OR_SWEEP... --out DIR
+
+Writes runs.csv, per_class.csv, curves.csv and evaluations.csv, table.md and a PNG per figure. Figures of tokens are
+made from the checkpoint of the first finished run that prunes, and need its data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from evad.analysis import Summaries, describe
+from evad.analysis.figures import (
+    class_bars,
+    class_gain_bars,
+    effect_of,
+    keep_rate_at_test,
+    learning_curves,
+    training_cost,
+)
+from evad.analysis.open import OpenRun, open_run
+from evad.analysis.tables import change_table, class_gains, groups, markdown, varying
+from evad.analysis.token_figures import area_share_figure, attention_figure, survival_figure
+from evad.analysis.tokens import actor_attention, actors_of_interest, gt_area_shares, slice_images, token_survival
+
+KEEP_RATES = (1.0, 0.9, 0.8, 0.7)
+"""Rows of the attention figure (Fig. 12)."""
+
+
+class Folder:
+    """Where figures go; keeps count of those that could not be made."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.made: list[str] = []
+        self.skipped: list[str] = []
+        path.mkdir(parents=True, exist_ok=True)
+
+    def draw(self, name: str, make: Callable[[], Figure]) -> None:
+        """Write `name`.png, or note why there is none."""
+        try:
+            make().savefig(self.path / f"{name}.png", dpi=130)
+        except (ValueError, FileNotFoundError) as error:
+            self.skipped.append(f"{name}: {error}")
+        else:
+            self.made.append(f"{name}.png")
+
+
+def figures_of_runs(out: Folder, runs: pd.DataFrame) -> None:
+    """Whatever the table of runs alone allows: the effect of each setting that varies, cost, table."""
+    for setting in varying(runs):
+        out.draw(
+            f"effect_{setting.replace('/', '_').replace('.', '_')}", lambda setting=setting: effect_of(runs, setting)
+        )
+    out.draw("training_cost", lambda: training_cost(runs))
+    settings = varying(runs)
+    column = "keep_rate" if "keep_rate" in settings or not settings else settings[0]
+    by = [setting for setting in settings if setting not in (column, "name")]
+    reference = 1.0 if column == "keep_rate" else runs[column].iloc[0]
+    table = change_table(runs, column, reference, by)
+    (out.path / "table.md").write_text(markdown(table) if len(table) else "No finished run.\n")
+    out.made.append("table.md")
+
+
+def figures_of_classes(out: Folder, runs: pd.DataFrame, classes: pd.DataFrame) -> None:
+    """AP per class of the first and the last group of finished runs with equal settings (Figs 9, 10)."""
+    split = groups(runs[runs["status"] == "finished"], varying(runs))
+
+    def gains() -> tuple[pd.DataFrame, str, str]:
+        if len(split) < 2:
+            raise ValueError("all finished runs have the same settings, so no two can be compared class by class")
+        first, second = next(reversed(split)), next(iter(split))
+        return class_gains(classes, split[first]["run"].tolist(), split[second]["run"].tolist()), first, second
+
+    out.draw("per_class", lambda: class_bars(*gains()))
+    out.draw("per_class_gain", lambda: class_gain_bars(*gains()))
+
+
+def figures_of_tokens(out: Folder, runs: pd.DataFrame, clips: int) -> None:
+    """Survivors, area shares and attention from the checkpoint of the first finished run that prunes."""
+    opened: list[OpenRun] = []
+
+    def run() -> OpenRun:
+        if not opened:
+            pruning = runs[(runs["status"] == "finished") & (runs["keep_rate"].astype(str) != "1.0")]
+            if pruning.empty:
+                raise ValueError("no finished run drops tokens (keep rate below 1)")
+            opened.append(open_run(pruning["run"].iloc[0]))
+        return opened[0]
+
+    for number in range(clips):
+        out.draw(f"tokens_{number}", lambda number=number: survival(run(), number, clips))
+        out.draw(f"attention_{number}", lambda number=number: attention(run(), number, clips))
+    out.draw("area_share", lambda: area_share_figure(gt_area_shares(run().model, run().datamodule.val_dataloader())))
+
+
+def clip_number(run: OpenRun, number: int, count: int) -> int:
+    """Index of the clip shown in place `number` of `count`: evenly spaced over those with actors."""
+    keyframes = run.datamodule.val_dataset.keyframes
+    occupied = [index for index, keyframe in enumerate(keyframes) if len(keyframe.boxes)]
+    if not occupied:
+        raise ValueError("no validation clip has an actor")
+    return occupied[int(np.linspace(0, len(occupied) - 1, count)[number])]
+
+
+def survival(run: OpenRun, number: int, count: int) -> Figure:
+    """Figs 1, 4 and 11."""
+    batch = run.clip(clip_number(run, number, count))
+    embed = run.model.encoder.patch_embed
+    images = slice_images(batch.clips[0], embed.tubelet, tuple(batch.sizes[0].tolist()))
+    alive = token_survival(run.model, batch.clips)[0].numpy()
+    return survival_figure(images, alive, embed.patch, batch.targets[0].boxes.tolist())
+
+
+def attention(run: OpenRun, number: int, count: int) -> Figure:
+    """Fig. 12: the same weights at several keep rates."""
+    batch = run.clip(clip_number(run, number, count))
+    embed = run.model.encoder.patch_embed
+    images = slice_images(batch.clips[0], embed.tubelet, tuple(batch.sizes[0].tolist()))
+    maps = {}
+    for rate in KEEP_RATES:
+        found = actor_attention(run.with_keep_rate(rate), batch)
+        actors = actors_of_interest(found.output, batch)[0]
+        label = "all tokens" if rate == 1 else f"keep rate {rate:g}"
+        maps[label] = found.on_grid()[0, actors].mean(dim=0).numpy()
+    return attention_figure(images, maps, embed.patch, batch.targets[0].boxes.tolist())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP")
+    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder to write to (default: figures)")
+    parser.add_argument("--clips", type=int, default=2, help="validation clips in figures of tokens (default: 2)")
+    options = parser.parse_args(arguments)
+    try:
+        found = Summaries.of(*options.folders)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+    print(describe(found.runs))
+    out = Folder(options.out)
+    out.made += [path.name for path in found.write(out.path)]
+    out.draw("learning_curves", lambda: learning_curves(found.curves, found.runs))
+    figures_of_runs(out, found.runs)
+    out.draw("keep_rate_at_test", lambda: keep_rate_at_test(found.evaluations, found.runs))
+    figures_of_classes(out, found.runs, found.per_class)
+    figures_of_tokens(out, found.runs, options.clips)
+    print(f"{out.path}: {', '.join(out.made)}")
+    for reason in out.skipped:
+        print(f"not made: {reason}")
+
+
+if __name__ == "__main__":
+    main()
