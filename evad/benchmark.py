@@ -35,6 +35,7 @@ from evad.config import build_criterion, build_model, effective_keep_rate
 from evad.metrics.efficiency import EXTERNAL_ACTORS, executed_macs, grid_of, paper_macs, token_counts
 from evad.models.evad import EVAD
 from evad.runs import hydra_command
+from evad.runtime import keep_freed_memory
 from evad.structures import Proposals, Target
 from evad.visualization import plot_training_cost
 
@@ -119,6 +120,8 @@ def measure(config: str, size: int, mode: str) -> dict[str, float]:
     """
     cfg: Any = OmegaConf.create(config)
     device = torch.device("cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu")
+    if device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(0)
     model = build_model(cfg).to(device)
     if cfg.compile:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from evad.config import build_criterion, build_model
 from evad.lightning_module import EVADModule
+from evad.runtime import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ def build_trainer(cfg: DictConfig, **changes: object) -> L.Trainer:
     }
     trainer = instantiate(cfg.trainer, **{**options, **changes}, _convert_="partial")
     warn_of_slow_bfloat16(str(cfg.trainer.precision), trainer.strategy.root_device)
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     return trainer
 
 

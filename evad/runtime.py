@@ -19,10 +19,25 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether the C library took the settings; False where it is not glibc.
     """
+    library = c_library()
+    return library is not None and bool(
+        library.mallopt(_M_MMAP_MAX, 0) and library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    )
+
+
+def release_freed_memory() -> None:
+    """Give kept memory back, so that it does not count as the next job's."""
+    library = c_library()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+def c_library() -> ctypes.CDLL | None:
+    """glibc, or None where the C library is another."""
     if sys.platform != "linux":
-        return False
+        return None
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # another C library
-        return False
-    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+        library = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return None
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None

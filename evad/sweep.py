@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from evad.identity import WITHOUT_EFFECT, config_digest
 from evad.runs import CONFIG, WANDB_ID, read_record
+from evad.runtime import release_freed_memory
 from evad.sweep_summary import cause, write_summary
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def locked_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run_d
         return None
     finally:
         gc.collect()  # the next job's memory is measured in the same process
+        release_freed_memory()
 
 
 def continued(cfg: DictConfig, run_dir: Path) -> DictConfig:
