@@ -30,7 +30,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from evad.build import warn_of_slow_bfloat16
-from evad.callbacks import peak_memory_mb
+from evad.callbacks import peak_memory_mb, reset_peak_memory
 from evad.config import build_criterion, build_model, effective_keep_rate
 from evad.metrics.efficiency import EXTERNAL_ACTORS, executed_macs, grid_of, paper_macs, token_counts
 from evad.models.evad import EVAD
@@ -72,7 +72,7 @@ def count(cfg: DictConfig, size: int, mode: str) -> dict[str, Any]:
     frames, multiple = cfg.model.num_frames, cfg.data.pad_multiple
     side = -(-size // multiple) * multiple
     counted = paper_macs(model, frames, side, side)
-    executed = executed_macs(model, frames, side, side, training=mode == "training")
+    executed = executed_macs(model, frames, side, side, training=mode in ("gradients", "training"))
     if mode == "encoder":
         counted, executed = ({part: macs[part] for part in ("patch_embed", "encoder")} for macs in (counted, executed))
     return {
@@ -112,8 +112,8 @@ def measure(config: str, size: int, mode: str) -> dict[str, float]:
     Args:
         config: Composed config as YAML.
         size: Height and width in pixels.
-        mode: `inference`, `training` (forward, loss, backward, optimizer step) or `encoder` (its forward pass alone,
-            without gradients).
+        mode: `inference`, `encoder` (its forward pass alone, without gradients), `gradients` (forward, loss, backward)
+            or `training` (the same and an optimizer step).
 
     Returns:
         Besides times, `peak_memory_mb` and `activation_memory_mb`, its growth over the model and its input.
@@ -132,6 +132,7 @@ def measure(config: str, size: int, mode: str) -> dict[str, float]:
     sizes = torch.full((batch, 2), size, device=device)
     run = STEPS[mode](model, cfg)
     warn_of_slow_bfloat16(cfg.benchmark.precision, device)
+    reset_peak_memory(device)
     before = peak_memory_mb(device)
     times = []
     for repeat in range(cfg.benchmark.warmup + cfg.benchmark.repeats):
@@ -187,13 +188,13 @@ def encoder_step(model: EVAD, cfg: DictConfig) -> Any:
     return step
 
 
-def training_step(model: nn.Module, cfg: DictConfig) -> Any:
-    """A function that does one optimizer step on a batch with two actors per clip."""
+def gradients_step(model: nn.Module, cfg: DictConfig) -> Any:
+    """A function that computes the gradients of a batch with two actors per clip."""
     model.train()
     criterion = build_criterion(cfg)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)  # as conf/recipe/paper.yaml
 
     def step(clips: Tensor, sizes: Tensor) -> None:
+        model.zero_grad()
         boxes = torch.tensor([[0.1, 0.2, 0.4, 0.9], [0.5, 0.1, 0.8, 0.8]], device=clips.device) * sizes[0, 0]
         labels = torch.zeros(2, cfg.model.num_classes, device=clips.device)
         labels[:, 0] = 1
@@ -201,13 +202,28 @@ def training_step(model: nn.Module, cfg: DictConfig) -> Any:
             output = model(clips, sizes, external_boxes(sizes))
             losses = criterion(output, [Target(boxes, labels)] * len(clips), sizes)
         torch.cat([losses.person, losses.l1, losses.giou, losses.action]).mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
     return step
 
 
-STEPS = {"inference": inference_step, "encoder": encoder_step, "training": training_step}
+def training_step(model: nn.Module, cfg: DictConfig) -> Any:
+    """A function that does one optimizer step."""
+    gradients = gradients_step(model, cfg)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)  # as conf/recipe/paper.yaml
+
+    def step(clips: Tensor, sizes: Tensor) -> None:
+        gradients(clips, sizes)
+        optimizer.step()
+
+    return step
+
+
+STEPS = {
+    "inference": inference_step,
+    "encoder": encoder_step,
+    "gradients": gradients_step,
+    "training": training_step,
+}
 
 
 def write_results(table: pd.DataFrame, output: Path, json_path: str | None) -> None:
