@@ -90,7 +90,7 @@ def unread_overrides(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
         cfg: Composed config.
         overrides: As typed.
     """
-    text = OmegaConf.to_yaml(cfg.model, resolve=False)
+    text = OmegaConf.to_yaml(cfg, resolve=False)
     typed = (override for override in overrides if override.lstrip("+").startswith("model."))
     keys = {override: override.lstrip("+").partition("=")[0] for override in typed}
     return [o for o, key in keys.items() if key.count(".") == 1 and f"${{{key}}}" not in text]
