@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,21 @@ def load_config(overrides: list[str] | None = None, config_name: str = "train") 
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return compose(config_name, overrides=overrides or [])
+
+
+def unread_overrides(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """Those of the command line's `model.key=value` that no part of the chosen model reads.
+
+    Such are sizes of a part that another option of its group replaced: `model.decoder_depth=2 model/classifier=linear`.
+
+    Args:
+        cfg: Composed config.
+        overrides: As typed.
+    """
+    text = OmegaConf.to_yaml(cfg, resolve=False)
+    typed = (override for override in overrides if override.lstrip("+").startswith("model."))
+    keys = {override: override.lstrip("+").partition("=")[0] for override in typed}
+    return [o for o, key in keys.items() if key.count(".") == 1 and f"${{{key}}}" not in text]
 
 
 def build_criterion(cfg: DictConfig) -> Any:

@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 
 from evad.build import absolute_paths, build_datamodule, build_module, build_trainer
 from evad.callbacks import ClassNames
-from evad.config import is_sweep, pruning_name
+from evad.config import is_sweep, pruning_name, unread_overrides
 from evad.data.findings import require_sound
 from evad.data.quick_check import quick_check
 from evad.identity import config_digest
@@ -53,6 +53,8 @@ def run(cfg: DictConfig) -> float | None:
     """One run, with a record of how it went."""
     hydra = HydraConfig.get()
     run_dir = Path(hydra.runtime.output_dir)
+    for override in unread_overrides(cfg, hydra.overrides.task):
+        log.warning("%s has no effect: the chosen parts of the model do not read it", override)
     with recorded(run_dir, list(hydra.overrides.task), config_digest(cfg)) as record:
         try:
             record["value"] = train(cfg, run_dir)
@@ -144,6 +146,7 @@ def flat_parameters(cfg: DictConfig) -> dict[str, object]:
         **chosen,
         "model/pruning": pruning_name(cfg),
         "model/classifier": model.net.classification._target_.rpartition(".")[2],
+        "model/localization": model.net.localization._target_.rpartition(".")[2],
         "name": cfg.name,
         "seed": cfg.seed,
         "data/batch_size": data.batch_size,

@@ -251,4 +251,6 @@ def test_woo_experiment_is_unpruned_and_unextended():
     model = on_meta("experiment=ava_woo_vitb")
     assert isinstance(model.classification, InteractionClassification)
     assert model.classification.roi_extension == (0, 0)
+    # 314 M parameters in Table 1a, 378 GFLOPs in Table 4
     assert sum(parameter.numel() for parameter in model.parameters()) == 313_932_436
+    assert round(sum(paper_macs(model, 16, 288, 288).values()) / 1e9) == 378

@@ -9,7 +9,7 @@ from hydra.errors import ConfigCompositionException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from evad.config import build_model, conf_dir, divide, load_config
+from evad.config import build_model, conf_dir, divide, load_config, unread_overrides
 from evad.models.evad import EVAD
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
@@ -121,6 +121,19 @@ def test_decoder_depth_reaches_the_decoder_only(tiny_model):
     assert all(name.startswith(parts) for name in names)
     assert {name.split(".")[3] for name in names} == {"2"}
     assert len(tiny_model("model.decoder_depth=2").classification.decoder.blocks) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "unread"),
+    [
+        (["model/classifier=linear", "model.decoder_depth=2", "model.keep_rate=0.8"], ["model.decoder_depth=2"]),
+        (["model/classifier=woo", "model.woo_depth=2", "model.decoder_dim=8"], ["model.decoder_dim=8"]),
+        (["model/localization=external", "model.num_queries=8", "data.batch_size=2"], ["model.num_queries=8"]),
+        (["model.decoder_depth=2", "model.num_queries=8", "model.net.encoder.drop_path=0.1"], []),
+    ],
+)
+def test_override_that_nothing_reads_is_found(overrides, unread):
+    assert unread_overrides(load_config(overrides), overrides) == unread
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.utils.flop_counter import FlopCounterMode
 
 from evad.config import build_criterion, build_model, load_config
 from evad.lightning_module import EVADModule
-from evad.metrics.efficiency import EXTERNAL_ACTORS, classification_macs, paper_macs
+from evad.metrics.efficiency import EXTERNAL_ACTORS, classification_macs, executed_macs, paper_macs
 from evad.models.criterion import ActionCriterion, OverlapMatcher, SetCriterion
 from evad.models.external import ExternalBoxes
 from evad.models.postprocess import PostProcess
@@ -195,6 +197,19 @@ def test_every_size_takes_external_boxes(model):
     with torch.device("meta"):
         detector = build_model(load_config([f"model={model}", EXTERNAL]))
     assert [name for name, _ in detector.named_parameters() if name.startswith(OWN)] == []
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_executed_count_is_what_torch_counts(tiny_external, tiny_batch, name):
+    model, batch = tiny_external(f"model/classifier={name}").eval(), tiny_batch((2,))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        output = model(batch.clips, batch.sizes, proposals(EXTERNAL_ACTORS))
+    branch = model.classification
+    volume = torch.zeros(1, 96, len(branch.mask_token), dtype=torch.float64)
+    with FlopCounterMode(display=False) as roi_align:  # which neither count includes
+        branch.actor_bins(volume, (4, 4, 6), output.boxes[-1], batch.sizes)
+    counted = (counter.get_total_flops() - roi_align.get_total_flops()) / 2
+    assert sum(executed_macs(model, 8, 32, 48).values()) == counted
 
 
 def test_cost_has_no_localization_and_counts_some_actors(tiny_model, tiny_external):

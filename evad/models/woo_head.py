@@ -98,10 +98,10 @@ class InteractionClassification(ActorReader):
     are supervised, the last one is the prediction.
 
     What is known of the head comes from the papers: WOO's names spatial and temporal embeddings, their interaction
-    with RoI features and their fusion; ours (Table 1a) gives 314 M parameters for the whole detector, 145 M of them in
-    this head, without saying how they are divided. The division here is ours: 6 stages of width 256 as in the
-    localization, one attention for both kinds of embeddings, the fusion by concatenation, action heads as in the
-    decoder. It has 145.2 M parameters, 313.9 M with the rest of the detector.
+    with RoI features and their fusion; EVAD's gives the cost of the whole detector with it, 314 M parameters (Table 1a)
+    and 378 GFLOPs at short side 288 (Table 4), without saying how they are divided. The division is ours, and may
+    differ from theirs: 6 stages of width 256 as in the localization, one attention for both kinds of embeddings, fusion
+    by concatenation, action heads as in the decoder. It has 145.2 M parameters, 313.9 M and 377.7 GFLOPs with the rest.
 
     Args:
         in_dim: Channels C of the encoder.
