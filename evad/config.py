@@ -111,8 +111,8 @@ def build_model(cfg: DictConfig) -> Any:
 
 def upgrade(cfg: DictConfig) -> None:
     """Bring the config of a run from before `model/pruning` existed up to date: `w_kf` moves to the pruning."""
-    encoder = cfg.model.net.encoder
-    if "w_kf" in encoder:
+    encoder = cfg.model.net.get("encoder")
+    if encoder is not None and "w_kf" in encoder:
         with open_dict(encoder):
             del encoder.w_kf
             encoder.pruning = {

@@ -140,8 +140,9 @@ def draw_learning_curve(run_dir: Path) -> None:
 def flat_parameters(cfg: DictConfig) -> dict[str, object]:
     """The choices that distinguish runs, for the loggers' hyperparameter tables."""
     model, data = cfg.model, cfg.data
-    keys = ("keep_rate", "w_kf", "roi_extension", "decoder_depth", "context_order", "fill")
-    chosen = {f"model/{key}": model[key] if not hasattr(model[key], "__len__") else str(model[key]) for key in keys}
+    keys = ("keep_rate", "w_kf", "roi_extension", "decoder_depth", "context_order", "keyframe", "decoder_input", "fill")
+    given = {key: model[key] for key in keys if key in model}  # runs of earlier versions have fewer
+    chosen = {f"model/{key}": value if not hasattr(value, "__len__") else str(value) for key, value in given.items()}
     return {
         **chosen,
         "model/pruning": pruning_name(cfg),

@@ -179,8 +179,8 @@ def executed_macs(model: EVAD, num_frames: int, height: int, width: int, trainin
 
     Differs from the paper's count by three savings and one addition: pyramid laterals run before enlargement; the last
     decoder block computes actors only; at inference the inner decoder blocks have no action head; pruning blocks
-    compute their attention scores a second time to sum them (the fused attention keeps none), except in CPU inference,
-    which the count does not tell apart.
+    compute the attention they score by a second time (the fused attention keeps none): all rows, or that of the class
+    token. CPU inference need not compute all rows twice, which the count does not tell apart.
     """
     counted = paper_macs(model, num_frames, height, width)
     encoder = model.encoder
