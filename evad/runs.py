@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import pandas as pd
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -21,28 +20,27 @@ from torch import nn
 from evad.config import conf_dir
 from evad.models.checkpoint_io import read_weights
 from evad.models.pretrained import compare
+from evad.run_files import CLASSES, CONFIG, RESOLVED, metric_files, read_metrics
 
-CONFIG = "config.yaml"
-CLASSES = "classes.json"
+__all__ = [
+    "CLASSES",
+    "CONFIG",
+    "argument",
+    "hydra_command",
+    "hydra_command_from_run",
+    "load_weights",
+    "metric_files",
+    "read_metrics",
+    "run_of_checkpoint",
+    "save_config",
+]
 
 
 @rank_zero_only
 def save_config(cfg: DictConfig, run_dir: Path) -> None:
     """Write the run's configuration, with interpolations and resolved."""
     OmegaConf.save(cfg, run_dir / CONFIG)
-    OmegaConf.save(cfg, run_dir / "config.resolved.yaml", resolve=True)
-
-
-def metric_files(run_dir: Path) -> list[Path]:
-    """Where a run logged its values: parts set aside by a resume (`metrics.0.csv`, ...) first, then `metrics.csv`."""
-    earlier = [path for path in run_dir.glob("metrics.*.csv") if path.suffixes[0][1:].isdecimal()]
-    parts = [*sorted(earlier, key=lambda path: int(path.suffixes[0][1:])), run_dir / "metrics.csv"]
-    return [part for part in parts if part.is_file()]
-
-
-def read_metrics(run_dir: Path) -> pd.DataFrame:
-    """All logged values of a run, parts written before a resume first."""
-    return pd.concat([pd.read_csv(part) for part in metric_files(run_dir)], ignore_index=True)
+    OmegaConf.save(cfg, run_dir / RESOLVED, resolve=True)
 
 
 def run_of_checkpoint(checkpoint: str | Path) -> Path:
