@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import pandas as pd
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -33,9 +32,8 @@ from torch import nn
 from evad.config import conf_dir
 from evad.models.checkpoint_io import read_weights
 from evad.models.pretrained import compare
+from evad.run_files import CONFIG, RESOLVED, read_metrics
 
-CONFIG = "config.yaml"
-CLASSES = "classes.json"
 RECORD = "run.json"
 WANDB_ID = "wandb.id"
 
@@ -44,7 +42,7 @@ WANDB_ID = "wandb.id"
 def save_config(cfg: DictConfig, run_dir: Path) -> None:
     """Write the run's configuration, with interpolations and resolved."""
     OmegaConf.save(cfg, run_dir / CONFIG)
-    OmegaConf.save(cfg, run_dir / "config.resolved.yaml", resolve=True)
+    OmegaConf.save(cfg, run_dir / RESOLVED, resolve=True)
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:
@@ -100,18 +98,6 @@ def best_epoch(run_dir: Path) -> dict[str, float]:
     best = {str(name): value for name, value in metrics.loc[[metrics["val/mAP"].idxmax()]].iloc[0].items()}
     names = [name for name in best if name.startswith("val/") and not name.startswith("val/AP/")]
     return {"epoch": int(best["epoch"]), **{name: float(best[name]) for name in names if best[name] == best[name]}}
-
-
-def metric_files(run_dir: Path) -> list[Path]:
-    """Where a run logged its values: parts set aside by a resume (`metrics.0.csv`, ...) first, then `metrics.csv`."""
-    earlier = [path for path in run_dir.glob("metrics.*.csv") if path.suffixes[0][1:].isdecimal()]
-    parts = [*sorted(earlier, key=lambda path: int(path.suffixes[0][1:])), run_dir / "metrics.csv"]
-    return [part for part in parts if part.is_file()]
-
-
-def read_metrics(run_dir: Path) -> pd.DataFrame:
-    """All logged values of a run, parts written before a resume first."""
-    return pd.concat([pd.read_csv(part) for part in metric_files(run_dir)], ignore_index=True)
 
 
 def run_of_checkpoint(checkpoint: str | Path) -> Path:

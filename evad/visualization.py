@@ -13,10 +13,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from evad.colours import COLOURS  # one per actor
 from evad.structures import Detections
-
-# Colour-blind safe (Okabe and Ito), one per actor.
-COLOURS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"]
 
 READABLE_HEIGHT = 512
 

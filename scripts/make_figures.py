@@ -26,7 +26,7 @@ from evad.analysis.figures import (
     learning_curves,
     training_cost,
 )
-from evad.analysis.open import OpenRun, open_run
+from evad.analysis.open import OpenRun, first_pruning_run, open_run
 from evad.analysis.tables import change_table, class_gains, groups, markdown, varying
 from evad.analysis.token_figures import area_share_figure, attention_figure, survival_figure
 from evad.analysis.tokens import actor_attention, actors_of_interest, gt_area_shares, slice_images, token_survival
@@ -90,10 +90,7 @@ def figures_of_tokens(out: Folder, runs: pd.DataFrame, clips: int) -> None:
 
     def run() -> OpenRun:
         if not opened:
-            pruning = runs[(runs["status"] == "finished") & (runs["keep_rate"].astype(str) != "1.0")]
-            if pruning.empty:
-                raise ValueError("no finished run drops tokens (keep rate below 1)")
-            opened.append(open_run(pruning["run"].iloc[0]))
+            opened.append(open_run(first_pruning_run(runs)))
         return opened[0]
 
     for number in range(clips):

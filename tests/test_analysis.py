@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -324,3 +327,9 @@ def test_summaries_survive_a_folder_of_csv_files(tmp_path):
     (tmp_path / "curves.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks curves\.csv: write them with scripts/make_figures\.py"):
         Summaries.read(tmp_path)
+
+
+def test_reading_and_drawing_runs_does_not_load_the_detector():
+    modules = "evad.analysis, evad.analysis.figures, evad.analysis.tables, evad.analysis.token_figures"
+    program = f"import sys, {modules}; sys.exit(bool({{'torch', 'lightning', 'hydra'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1]).returncode == 0

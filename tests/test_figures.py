@@ -18,7 +18,7 @@ from evad.analysis.figures import (
     lines_over,
     training_cost,
 )
-from evad.analysis.open import open_run
+from evad.analysis.open import first_pruning_run, open_run
 from evad.analysis.tables import change_table, class_gains, label_of, markdown, varying
 from evad.analysis.token_figures import area_share_figure, attention_figure, survival_figure
 
@@ -284,3 +284,10 @@ def test_a_run_opens_only_with_checkpoint_and_data(tmp_path):
     (tmp_path / "checkpoints/last.ckpt").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match="data root /nowhere/mini is not there"):
         open_run(tmp_path)
+
+
+def test_tokens_are_those_of_the_first_finished_run_that_prunes(runs):
+    assert first_pruning_run(runs) == runs["run"][2]
+    with pytest.raises(ValueError, match="no finished run drops tokens"):
+        first_pruning_run(runs.drop(index=2))
+    assert first_pruning_run(runs[:2].assign(keep_rate=["1, 0.5, 1", 1])) == runs["run"][0]

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evad.analysis.tables import groups, is_number, summarize, varying
-from evad.visualization import COLOURS
+from evad.colours import COLOURS
 
 AXES = {
     "mAP_last": ("action mAP@0.5 in %", 100),
@@ -39,6 +39,11 @@ def colour(number: int) -> str:
     return (BLUE, ORANGE, GREEN, COLOURS[6], COLOURS[0], COLOURS[1], "black")[number % 7]
 
 
+def count(runs: int) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{runs} run" + "s" * (runs != 1)
+
+
 def learning_curves(curves: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """Training loss, action mAP and person AP over epochs: mean and deviation of runs with equal settings.
 
@@ -58,7 +63,7 @@ def learning_curves(curves: pd.DataFrame, runs: pd.DataFrame) -> Figure:
         for number, (label, rows) in enumerate(groups(runs, varying(runs)).items()):
             mine = curves[curves["run"].isin(rows["run"])].dropna(subset=[column])
             statistics = (scale * mine[column].astype(float)).groupby(mine["epoch"]).agg(["mean", "std"])
-            draw_band(axis, statistics, f"{label} ({mine['run'].nunique()} runs)", number)
+            draw_band(axis, statistics, f"{label} ({count(mine['run'].nunique())})", number)
         axis.set(xlabel="epoch", ylabel=title)
         axis.xaxis.get_major_locator().set_params(integer=True)
         decorate(axis)
@@ -124,7 +129,7 @@ def effect_of(
         for number, (label, group) in enumerate(lines.items()):
             shift = 0.0 if numeric else 0.1 * (number - (len(lines) - 1) / 2)
             mine = {value: x + shift for value, x in place.items()}
-            draw_line(axis, group, setting, measure, mine, f"{label} ({len(group)} runs)", number, joined=numeric)
+            draw_line(axis, group, setting, measure, mine, f"{label} ({count(len(group))})", number, joined=numeric)
         axis.set(xlabel=AXES.get(setting, (setting,))[0], ylabel=AXES[measure][0])
         axis.set_xticks(list(place.values()), [f"{value:g}" if numeric else str(value) for value in values])
         set_range(axis, measure)
@@ -216,15 +221,16 @@ def keep_rate_at_test(evaluations: pd.DataFrame, runs: pd.DataFrame) -> Figure:
             "no run was evaluated at two keep rates: use scripts/keep_rate_at_test.py RUN/checkpoints/best.ckpt"
         )
     for number, (rate, rows) in enumerate(tested, start=1):
-        label = rf"trained at $\rho$ = {rate}, tested at others ({rows['run'].nunique()} runs)"
+        label = rf"trained at $\rho$ = {rate}, tested at others ({count(rows['run'].nunique())})"
         statistics = 100 * rows.groupby("keep_rate")["mAP"].agg(["mean", "std"])
         draw_means(axis, statistics.index.tolist(), statistics["mean"], statistics["std"], label, number)
     done = runs[runs["status"] == "finished"]
     trained = summarize(done, by=["keep_rate"], measures=["mAP_best"])
-    label = rf"trained and tested at the same $\rho$ ({len(done)} runs)"
+    label = rf"trained and tested at the same $\rho$ ({count(len(done))})"
     mean, deviation = 100 * trained["mAP_best_mean"], 100 * trained["mAP_best_std"]
     draw_means(axis, trained["keep_rate"].tolist(), mean, deviation, label, 0, "--")
-    axis.set(xlabel=r"keep rate $\rho$ at test", ylabel=AXES["mAP_last"][0], ylim=(0, 100))
+    axis.set(xlabel=r"keep rate $\rho$ at test", ylabel=AXES["mAP_last"][0])
+    set_range(axis, "mAP")
     rates = sorted({*found["keep_rate"], *trained["keep_rate"]})
     axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
     axis.invert_xaxis()

@@ -15,9 +15,8 @@ from typing import Any
 import pandas as pd
 from omegaconf import OmegaConf
 
-from evad.runs import CLASSES, CONFIG, metric_files
+from evad.run_files import CLASSES, CONFIG, RESOLVED, metric_files
 
-RESOLVED = "config.resolved.yaml"
 SWEEP_RECORD = "run.json"
 """Written by a sweep beside each job: {"status": "finished|failed|running", "overrides": [...], "seconds": ...}."""
 

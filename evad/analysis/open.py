@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from omegaconf import OmegaConf
 
 from evad.build import build_datamodule
@@ -44,6 +45,19 @@ class OpenRun:
         model = build_model(config).eval()
         model.load_state_dict(self.model.state_dict())
         return model
+
+
+def first_pruning_run(runs: pd.DataFrame) -> str:
+    """Folder of the first finished run that drops tokens, among those of `read_runs`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    rates = pd.to_numeric(runs["keep_rate"], errors="coerce")  # a rate per block is no number
+    found = runs.loc[(runs["status"] == "finished") & (rates != 1), "run"]
+    if found.empty:
+        raise ValueError("no finished run drops tokens (keep rate below 1)")
+    return found.iloc[0]
 
 
 def open_run(run: str | Path) -> OpenRun:

@@ -52,5 +52,5 @@ class Summaries:
         """Write the four csv files and return their paths."""
         paths = [Path(folder) / f"{field.name}.csv" for field in fields(self)]
         for path in paths:
-            getattr(self, path.stem).to_csv(path, index=False)
+            getattr(self, path.stem).to_csv(path, index=False, float_format="%.6g")
         return paths

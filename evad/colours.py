@@ -1,0 +1,4 @@
+"""The colours of all pictures."""
+
+# Colour-blind safe (Okabe and Ito).
+COLOURS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"]
