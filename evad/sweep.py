@@ -7,12 +7,16 @@ command line; what is to be done with it is decided here, by the `run.json` in i
 from __future__ import annotations
 
 import gc
+import json
 import logging
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from filelock import FileLock, Timeout
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
@@ -26,6 +30,8 @@ from evad.sweep_summary import cause, write_summary
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
+JOB = "EVAD_SWEEP_JOB"
+"""Environment variable: the job under way, for the processes that Lightning starts for further devices (DDP)."""
 
 
 def sweep_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run_dir: Path) -> float | None:
@@ -62,13 +68,33 @@ def locked_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run_d
     elif record:
         log.info("starting %s anew", run_dir)
         clear(run_dir)
+    with separate_job({"hydra.run.dir": str(run_dir), "resume": cfg.resume}):
+        try:
+            return run(cfg)
+        except Exception:
+            log.exception("failed: %s; the sweep goes on", run_dir)
+            return None
+
+
+@contextmanager
+def separate_job(command: dict[str, str | None]) -> Iterator[None]:
+    """Leave nothing to the next job of the process: no garbage, whose memory would count, nothing of Lightning's DDP.
+
+    Args:
+        command: What `job_of_further_rank` needs.
+    """
+    names = (JOB, "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    os.environ[JOB] = json.dumps(command)
     try:
-        return run(cfg)
-    except Exception:
-        log.exception("failed: %s; the sweep goes on", run_dir)
-        return None
+        yield
     finally:
-        gc.collect()  # the next job's memory is measured in the same process
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+        gc.collect()
 
 
 def continued(cfg: DictConfig, run_dir: Path) -> DictConfig:
@@ -80,6 +106,18 @@ def continued(cfg: DictConfig, run_dir: Path) -> DictConfig:
             OmegaConf.update(saved, key, value, merge=False)
     saved.resume = str(run_dir)
     return saved
+
+
+def job_of_further_rank() -> list[str] | None:
+    """Command line of the one job that a further device's process is to join, None for all other processes.
+
+    Lightning gives these processes the command line of the first one, which would start the whole sweep.
+    """
+    if JOB not in os.environ or "LOCAL_RANK" not in os.environ:
+        return None
+    job = json.loads(os.environ[JOB])
+    given = [f"{key}='{value}'" for key, value in job.items() if value]
+    return [*given, f"hydra.job.name=train_rank_{os.environ['LOCAL_RANK']}", "hydra.output_subdir=null"]
 
 
 def clear(run_dir: Path) -> None:

@@ -38,7 +38,7 @@ from evad.runs import (
     recorded,
     save_config,
 )
-from evad.sweep import sweep_job
+from evad.sweep import job_of_further_rank, sweep_job
 from evad.visualization import plot_learning_curve
 
 log = logging.getLogger(__name__)
@@ -179,6 +179,10 @@ def keep_earlier_metrics(run_dir: Path, checkpoint: Path) -> None:
 
 def main() -> None:
     """Command line: `resume=` takes the configuration from that run."""
+    if (joined := job_of_further_rank()) is not None:
+        sys.argv[1:] = joined
+        hydra_command_from_run(run, Path(argument("hydra.run.dir") or "."), output=".")
+        return
     resume = argument("resume")
     if resume is None:
         hydra_command(job)

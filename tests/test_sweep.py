@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from evad.config import load_config
 from evad.identity import config_digest
 from evad.runs import CONFIG, RECORD, read_metrics, read_record, recorded, write_record
-from evad.sweep import LOCK, SweepCallback, sweep_job
+from evad.sweep import LOCK, SweepCallback, job_of_further_rank, sweep_job
 from evad.sweep_summary import markdown, read_jobs, spread, summarize, write_summary
 
 
@@ -104,6 +104,20 @@ def test_job_of_another_process_is_left_alone(cfg, tmp_path):
     with FileLock(tmp_path / LOCK):
         assert sweep_job(run, cfg, tmp_path) is None
     assert run.calls == []
+
+
+def test_processes_of_further_devices_join_the_job_under_way(cfg, tmp_path, monkeypatch):
+    """Their command line is that of the whole sweep."""
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    joined = []
+    broken_run(tmp_path, cfg)
+    for _ in range(2):
+        sweep_job(lambda _: joined.append(job_of_further_rank()), cfg, tmp_path)
+        (tmp_path / "checkpoints/last.ckpt").unlink(missing_ok=True)
+    others = ["hydra.job.name=train_rank_1", "hydra.output_subdir=null"]
+    assert joined[0] == [f"hydra.run.dir='{tmp_path}'", f"resume='{tmp_path}'", *others]
+    assert joined[1] == [f"hydra.run.dir='{tmp_path}'", *others]
+    assert job_of_further_rank() is None
 
 
 def test_record_says_how_a_run_went(tmp_path):
