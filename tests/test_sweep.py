@@ -292,3 +292,31 @@ def test_killed_sweep_goes_on_with_more_values_in_another_order_and_a_failing_on
         assert len(list(job(name).glob("wandb/offline-run-*/*.wandb"))) == 1
         assert json.loads((job(name) / RECORD).read_text())["seconds"] > 0
     assert (job("2.0_0.9") / "wandb.id").read_text() != (job("0.8_0.98") / "wandb.id").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("plugin", "options"),
+    [
+        ("joblib_launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1"]),
+        ("submitit_launcher", ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10", "seed=0,1"]),
+        (
+            "optuna_sweeper",
+            [
+                "hydra/sweeper=optuna",
+                "hydra.sweeper.direction=maximize",
+                "hydra.sweeper.n_trials=2",
+                "hydra.sweeper.n_jobs=1",
+                "recipe.base_lr=tag(log, interval(1e-4, 1e-2))",
+            ],
+        ),
+    ],
+)
+def test_plugins_of_hydra_run_the_jobs(tmp_path, plugin, options):
+    pytest.importorskip(f"hydra_plugins.hydra_{plugin}", reason="pip install -e .[sweeps]")
+    process = start(tmp_path, "logger=csv", "trainer.max_epochs=1", "trainer.limit_train_batches=1", *options)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    jobs = pd.read_csv(tmp_path / "multirun/trial/summary.csv")
+    assert jobs["status"].tolist() == ["finished", "finished"]
+    assert jobs["run"].nunique() == 2
