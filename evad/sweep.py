@@ -18,12 +18,13 @@ from typing import Any
 
 import torch.distributed as dist
 from filelock import FileLock, Timeout
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from evad.identity import WITHOUT_EFFECT, config_digest
+from evad.identity import WITHOUT_EFFECT, config_digest, is_without_effect
 from evad.runs import CONFIG, WANDB_ID, read_record
 from evad.sweep_summary import cause, write_summary
 
@@ -131,7 +132,17 @@ class SweepCallback(Callback):
     """Keeps a sweep in one folder with an up-to-date summary, and ends it with an error if jobs are not finished."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Give every job the sweep's folder: its own configuration may have another `name`."""
+        """Give every job the sweep's folder: its own configuration may have another `name`.
+
+        Raises:
+            SystemExit: if values are listed for a key that is no part of the jobs' names.
+        """
+        for override in OverridesParser.create().parse_overrides(list(config.hydra.overrides.task)):
+            if override.is_sweep_override() and is_without_effect(override.key_or_group):
+                raise SystemExit(
+                    f"{override.input_line}: {override.key_or_group} doesn't change what is trained, so that these "
+                    "jobs would be one; give one value, or a sweep=NAME of its own to each"
+                )
         with read_write(config), open_dict(config):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{config.hydra.sweep.dir}'")
 

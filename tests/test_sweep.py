@@ -216,6 +216,16 @@ def test_sweep_with_unfinished_jobs_ends_with_an_error_that_counts_them(sweep, c
     SweepCallback().on_multirun_end(config)
 
 
+def test_listing_values_of_a_key_that_is_no_part_of_the_names_is_an_error():
+    task = ["data.num_workers=0,1"]
+    config = OmegaConf.create({"hydra": {"overrides": {"task": task, "hydra": []}, "sweep": {"dir": "multirun/a b"}}})
+    with pytest.raises(SystemExit, match=r"data\.num_workers=0,1.*would be one"):
+        SweepCallback().on_multirun_start(config)
+    config.hydra.overrides.task = ["data.num_workers=1", "seed=0,1", "model.roi_extension=[0,0],[1,1]"]
+    SweepCallback().on_multirun_start(config)
+    assert config.hydra.overrides.hydra == ["hydra.sweep.dir='multirun/a b'"]
+
+
 def test_other_commands_and_single_runs_get_no_summary(tmp_path):
     config = OmegaConf.create({"hydra": {"mode": "MULTIRUN", "sweep": {"dir": str(tmp_path)}}})
     SweepCallback().on_multirun_end(config)
