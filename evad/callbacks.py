@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from wandb.sdk.lib.runid import generate_id
 
 from evad.metrics.efficiency import paper_macs
-from evad.runs import CLASSES, WANDB_ID
+from evad.run_files import CLASSES, WANDB_ID
 from evad.structures import Batch
 
 PROCESS_STATUS = Path("/proc/self/status")

@@ -25,7 +25,8 @@ from evad.data.clip_sampling import clip_indices
 from evad.data.collate import PaddingCollate
 from evad.data.video import VideoReader, open_video
 from evad.models.postprocess import PostProcess
-from evad.runs import CLASSES, argument, hydra_command_from_run, load_weights, run_of_checkpoint
+from evad.run_files import CLASSES
+from evad.runs import argument, hydra_command_from_run, load_weights, run_of_checkpoint
 from evad.runtime import keep_freed_memory
 from evad.structures import Clip, Detections, Target
 from evad.visualization import draw_detections, readable_scale, write_video

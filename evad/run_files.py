@@ -9,6 +9,8 @@ import pandas as pd
 CONFIG = "config.yaml"
 RESOLVED = "config.resolved.yaml"
 CLASSES = "classes.json"
+RECORD = "run.json"  # how the run went
+WANDB_ID = "wandb.id"
 
 
 def metric_files(run_dir: Path) -> list[Path]:

@@ -32,10 +32,7 @@ from torch import nn
 from evad.config import conf_dir
 from evad.models.checkpoint_io import read_weights
 from evad.models.pretrained import compare
-from evad.run_files import CONFIG, RESOLVED, read_metrics
-
-RECORD = "run.json"
-WANDB_ID = "wandb.id"
+from evad.run_files import CONFIG, RECORD, RESOLVED, read_metrics
 
 
 @rank_zero_only

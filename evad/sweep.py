@@ -7,26 +7,34 @@ command line; what is to be done with it is decided here, by the `run.json` in i
 from __future__ import annotations
 
 import gc
+import json
 import logging
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from filelock import FileLock, Timeout
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from evad.identity import WITHOUT_EFFECT, config_digest
-from evad.runs import CONFIG, WANDB_ID, read_record
+from evad.identity import WITHOUT_EFFECT, config_digest, is_without_effect
+from evad.run_files import CONFIG, WANDB_ID
+from evad.runs import read_record
 from evad.runtime import release_freed_memory
 from evad.sweep_summary import cause, write_summary
 
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
+JOB = "EVAD_SWEEP_JOB"
+"""Environment variable: the job under way, for the processes that Lightning starts for further devices (DDP)."""
 
 
 def sweep_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run_dir: Path) -> float | None:
@@ -63,13 +71,33 @@ def locked_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run_d
     elif record:
         log.info("starting %s anew", run_dir)
         clear(run_dir)
+    with separate_job({"hydra.run.dir": str(run_dir), "resume": cfg.resume}):
+        try:
+            return run(cfg)
+        except Exception:
+            log.exception("failed: %s; the sweep goes on", run_dir)
+            return None
+
+
+@contextmanager
+def separate_job(command: dict[str, str | None]) -> Iterator[None]:
+    """Leave nothing to the next job of the process: no garbage, whose memory would count, nothing of Lightning's DDP.
+
+    Args:
+        command: What `job_of_further_rank` needs.
+    """
+    names = (JOB, "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    os.environ[JOB] = json.dumps(command)
     try:
-        return run(cfg)
-    except Exception:
-        log.exception("failed: %s; the sweep goes on", run_dir)
-        return None
+        yield
     finally:
-        gc.collect()  # the next job's memory is measured in the same process
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+        gc.collect()
         release_freed_memory()
 
 
@@ -84,6 +112,18 @@ def continued(cfg: DictConfig, run_dir: Path) -> DictConfig:
     return saved
 
 
+def job_of_further_rank() -> list[str] | None:
+    """Command line of the one job that a further device's process is to join, None for all other processes.
+
+    Lightning gives these processes the command line of the first one, which would start the whole sweep.
+    """
+    if JOB not in os.environ or "LOCAL_RANK" not in os.environ:
+        return None
+    job = json.loads(os.environ[JOB])
+    given = [f"{key}='{value}'" for key, value in job.items() if value]
+    return [*given, f"hydra.job.name=train_rank_{os.environ['LOCAL_RANK']}", "hydra.output_subdir=null"]
+
+
 def clear(run_dir: Path) -> None:
     """Remove what an attempt left that a later one would be mistaken for."""
     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
@@ -95,7 +135,17 @@ class SweepCallback(Callback):
     """Keeps a sweep in one folder with an up-to-date summary, and ends it with an error if jobs are not finished."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Give every job the sweep's folder: its own configuration may have another `name`."""
+        """Give every job the sweep's folder: its own configuration may have another `name`.
+
+        Raises:
+            SystemExit: if values are listed for a key that is no part of the jobs' names.
+        """
+        for override in OverridesParser.create().parse_overrides(list(config.hydra.overrides.task)):
+            if override.is_sweep_override() and is_without_effect(override.key_or_group):
+                raise SystemExit(
+                    f"{override.input_line}: {override.key_or_group} doesn't change what is trained, so that these "
+                    "jobs would be one; give one value, or a sweep=NAME of its own to each"
+                )
         with read_write(config), open_dict(config):
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{config.hydra.sweep.dir}'")
 

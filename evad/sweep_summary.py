@@ -11,7 +11,8 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from evad.identity import is_without_effect, last_part, plain_value, split_override
-from evad.runs import CONFIG, RECORD, read_metrics, read_record
+from evad.run_files import CONFIG, RECORD, read_metrics
+from evad.runs import read_record
 
 MEASURES = {
     "mAP_best": "mAP (best epoch)",

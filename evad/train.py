@@ -29,16 +29,9 @@ from evad.data.quick_check import quick_check
 from evad.identity import config_digest
 from evad.lightning_module import EVADModule
 from evad.models.pretrained import load_pretrained
-from evad.runs import (
-    CONFIG,
-    argument,
-    hydra_command,
-    hydra_command_from_run,
-    read_metrics,
-    recorded,
-    save_config,
-)
-from evad.sweep import sweep_job
+from evad.run_files import CONFIG, read_metrics
+from evad.runs import argument, hydra_command, hydra_command_from_run, recorded, save_config
+from evad.sweep import job_of_further_rank, sweep_job
 from evad.visualization import plot_learning_curve
 
 log = logging.getLogger(__name__)
@@ -185,6 +178,10 @@ def keep_earlier_metrics(run_dir: Path, checkpoint: Path) -> None:
 
 def main() -> None:
     """Command line: `resume=` takes the configuration from that run."""
+    if (joined := job_of_further_rank()) is not None:
+        sys.argv[1:] = joined
+        hydra_command_from_run(run, Path(argument("hydra.run.dir") or "."), output=".")
+        return
     resume = argument("resume")
     if resume is None:
         hydra_command(job)

@@ -20,7 +20,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from evad.runs import CLASSES, CONFIG, read_metrics, run_of_checkpoint
+from evad.run_files import CLASSES, CONFIG, read_metrics
+from evad.runs import run_of_checkpoint
 
 AP = "AP/"
 UNRELATED = ("keep_rate", "gflops", "checkpoint", "decomposition/persons", "decomposition/person_threshold")

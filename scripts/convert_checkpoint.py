@@ -24,7 +24,8 @@ from safetensors.torch import save_file
 from evad.config import build_model, conf_dir, load_config
 from evad.models.checkpoint import LAYOUT_KEY, ORDER_KEY, TABLE, PretrainedWeights, read_pretrained
 from evad.models.pretrained import Report, initialise
-from evad.runs import CLASSES, CONFIG, run_of_checkpoint
+from evad.run_files import CLASSES, CONFIG
+from evad.runs import run_of_checkpoint
 
 # Model choice of conf/model -> the experiment whose configuration goes with it.
 EXPERIMENTS = {"vitb": "ava_vitb", "vitl": "ava_vitl", "mini": "mini"}

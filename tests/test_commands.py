@@ -13,7 +13,8 @@ import torch
 from evad.config import build_model, load_config
 from evad.data.mini import ensure_mini
 from evad.metrics.efficiency import paper_macs
-from evad.runs import load_weights, read_metrics
+from evad.run_files import read_metrics
+from evad.runs import load_weights
 
 pytestmark = pytest.mark.slow
 

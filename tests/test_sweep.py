@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 
 from evad.config import load_config
 from evad.identity import config_digest
-from evad.runs import CONFIG, RECORD, read_metrics, read_record, recorded, write_record
-from evad.sweep import LOCK, SweepCallback, sweep_job
+from evad.run_files import CONFIG, RECORD, read_metrics
+from evad.runs import read_record, recorded, write_record
+from evad.sweep import LOCK, SweepCallback, job_of_further_rank, sweep_job
 from evad.sweep_summary import markdown, read_jobs, spread, summarize, write_summary
 
 
@@ -104,6 +105,20 @@ def test_job_of_another_process_is_left_alone(cfg, tmp_path):
     with FileLock(tmp_path / LOCK):
         assert sweep_job(run, cfg, tmp_path) is None
     assert run.calls == []
+
+
+def test_processes_of_further_devices_join_the_job_under_way(cfg, tmp_path, monkeypatch):
+    """Their command line is that of the whole sweep."""
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    joined = []
+    broken_run(tmp_path, cfg)
+    for _ in range(2):
+        sweep_job(lambda _: joined.append(job_of_further_rank()), cfg, tmp_path)
+        (tmp_path / "checkpoints/last.ckpt").unlink(missing_ok=True)
+    others = ["hydra.job.name=train_rank_1", "hydra.output_subdir=null"]
+    assert joined[0] == [f"hydra.run.dir='{tmp_path}'", f"resume='{tmp_path}'", *others]
+    assert joined[1] == [f"hydra.run.dir='{tmp_path}'", *others]
+    assert job_of_further_rank() is None
 
 
 def test_record_says_how_a_run_went(tmp_path):
@@ -202,6 +217,16 @@ def test_sweep_with_unfinished_jobs_ends_with_an_error_that_counts_them(sweep, c
     SweepCallback().on_multirun_end(config)
 
 
+def test_listing_values_of_a_key_that_is_no_part_of_the_names_is_an_error():
+    task = ["data.num_workers=0,1"]
+    config = OmegaConf.create({"hydra": {"overrides": {"task": task, "hydra": []}, "sweep": {"dir": "multirun/a b"}}})
+    with pytest.raises(SystemExit, match=r"data\.num_workers=0,1.*would be one"):
+        SweepCallback().on_multirun_start(config)
+    config.hydra.overrides.task = ["data.num_workers=1", "seed=0,1", "model.roi_extension=[0,0],[1,1]"]
+    SweepCallback().on_multirun_start(config)
+    assert config.hydra.overrides.hydra == ["hydra.sweep.dir='multirun/a b'"]
+
+
 def test_other_commands_and_single_runs_get_no_summary(tmp_path):
     config = OmegaConf.create({"hydra": {"mode": "MULTIRUN", "sweep": {"dir": str(tmp_path)}}})
     SweepCallback().on_multirun_end(config)
@@ -278,3 +303,31 @@ def test_killed_sweep_goes_on_with_more_values_in_another_order_and_a_failing_on
         assert len(list(job(name).glob("wandb/offline-run-*/*.wandb"))) == 1
         assert json.loads((job(name) / RECORD).read_text())["seconds"] > 0
     assert (job("2.0_0.9") / "wandb.id").read_text() != (job("0.8_0.98") / "wandb.id").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("plugin", "options"),
+    [
+        ("joblib_launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1"]),
+        ("submitit_launcher", ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10", "seed=0,1"]),
+        (
+            "optuna_sweeper",
+            [
+                "hydra/sweeper=optuna",
+                "hydra.sweeper.direction=maximize",
+                "hydra.sweeper.n_trials=2",
+                "hydra.sweeper.n_jobs=1",
+                "recipe.base_lr=tag(log, interval(1e-4, 1e-2))",
+            ],
+        ),
+    ],
+)
+def test_plugins_of_hydra_run_the_jobs(tmp_path, plugin, options):
+    pytest.importorskip(f"hydra_plugins.hydra_{plugin}", reason="pip install -e .[sweeps]")
+    process = start(tmp_path, "logger=csv", "trainer.max_epochs=1", "trainer.limit_train_batches=1", *options)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    jobs = pd.read_csv(tmp_path / "multirun/trial/summary.csv")
+    assert jobs["status"].tolist() == ["finished", "finished"]
+    assert jobs["run"].nunique() == 2

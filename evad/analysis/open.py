@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from evad.build import build_datamodule
 from evad.config import build_model
 from evad.models.evad import EVAD
-from evad.runs import CONFIG, load_weights
+from evad.run_files import CONFIG
+from evad.runs import load_weights
 from evad.structures import Batch
 
 
