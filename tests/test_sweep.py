@@ -259,7 +259,7 @@ def start(cwd, *arguments):
     )
 
 
-def kill_when(process, condition, seconds=300):
+def kill_when(process, condition, seconds=600):
     """Kill a process that gets as far as `condition`."""
     limit = time.monotonic() + seconds
     while not condition():
@@ -286,7 +286,7 @@ def test_killed_sweep_goes_on_with_more_values_in_another_order_and_a_failing_on
     assert {"metrics.csv", "last.ckpt", "best.ckpt"} <= {path.name for path in before}
 
     second = start(tmp_path, f"{betas}[2.0,0.9],[0.8,0.98],[0.9,0.98]")
-    output = second.communicate(timeout=300)[0]
+    output = second.communicate(timeout=600)[0]
     assert second.returncode == 1, output
     assert "1 of 3 jobs in multirun/trial are not finished" in output
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -326,7 +326,7 @@ def test_killed_sweep_goes_on_with_more_values_in_another_order_and_a_failing_on
 def test_plugins_of_hydra_run_the_jobs(tmp_path, plugin, options):
     pytest.importorskip(f"hydra_plugins.hydra_{plugin}", reason="pip install -e .[sweeps]")
     process = start(tmp_path, "logger=csv", "trainer.max_epochs=1", "trainer.limit_train_batches=1", *options)
-    output = process.communicate(timeout=300)[0]
+    output = process.communicate(timeout=600)[0]
     assert process.returncode == 0, output
     jobs = pd.read_csv(tmp_path / "multirun/trial/summary.csv")
     assert jobs["status"].tolist() == ["finished", "finished"]
