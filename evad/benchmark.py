@@ -29,17 +29,21 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
-from evad.callbacks import peak_memory_mb
-from evad.config import build_model
-from evad.metrics.efficiency import executed_macs, paper_macs, token_counts
-from evad.models.criterion import SetCriterion
+from evad.build import warn_of_slow_bfloat16
+from evad.callbacks import peak_memory_mb, reset_peak_memory
+from evad.config import build_criterion, build_model, effective_keep_rate
+from evad.metrics.efficiency import EXTERNAL_ACTORS, executed_macs, grid_of, paper_macs, token_counts
 from evad.models.evad import EVAD
 from evad.runs import hydra_command
-from evad.structures import Target
+from evad.runtime import keep_freed_memory
+from evad.structures import Proposals, Target
 from evad.visualization import plot_training_cost
 
 log = logging.getLogger(__name__)
-COLUMNS = ["size", "keep_rate", "mode", "gmacs", "gmacs_executed", "latency_ms", "clips_per_s", "peak_memory_mb"]
+COLUMNS = [
+    "size", "keep_rate", "mode", "gmacs", "gmacs_executed", "latency_ms", "clips_per_s",
+    "peak_memory_mb", "activation_memory_mb",
+]  # fmt: skip
 
 
 def benchmark(cfg: DictConfig) -> pd.DataFrame:
@@ -68,12 +72,14 @@ def count(cfg: DictConfig, size: int, mode: str) -> dict[str, Any]:
     frames, multiple = cfg.model.num_frames, cfg.data.pad_multiple
     side = -(-size // multiple) * multiple
     counted = paper_macs(model, frames, side, side)
-    executed = executed_macs(model, frames, side, side, training=mode == "training")
+    executed = executed_macs(model, frames, side, side, training=mode in ("gradients", "training"))
+    if mode == "encoder":
+        counted, executed = ({part: macs[part] for part in ("patch_embed", "encoder")} for macs in (counted, executed))
     return {
         "model": cfg.name,
         "mode": mode,
         "size": size,
-        "keep_rate": cfg.model.keep_rate,
+        "keep_rate": effective_keep_rate(cfg),
         "gmacs": sum(counted.values()) / 1e9,
         "gmacs_executed": sum(executed.values()) / 1e9,
         **{f"gmacs_{part}": value / 1e9 for part, value in counted.items()},
@@ -89,9 +95,9 @@ def count(cfg: DictConfig, size: int, mode: str) -> dict[str, Any]:
 def stage_tokens(model: EVAD, frames: int, side: int) -> list[int]:
     """Tokens of one clip before the encoder and after each pruning stage (Table 6)."""
     encoder = model.encoder
-    patch = encoder.patch_embed.patch
-    counts = token_counts(encoder, (frames // encoder.patch_embed.tubelet, side // patch, side // patch))
-    return [counts[0], *(after for before, after in pairwise(counts) if after != before)]
+    grid = grid_of(encoder, frames, side, side)
+    total = grid[0] * grid[1] * grid[2]
+    return [total, *(after for before, after in pairwise([total, *token_counts(encoder, grid)]) if after != before)]
 
 
 def in_own_process(config: str, size: int, mode: str) -> dict[str, float]:
@@ -106,10 +112,16 @@ def measure(config: str, size: int, mode: str) -> dict[str, float]:
     Args:
         config: Composed config as YAML.
         size: Height and width in pixels.
-        mode: `inference` or `training` (forward, loss, backward, optimizer step).
+        mode: `inference`, `encoder` (its forward pass alone, without gradients), `gradients` (forward, loss, backward)
+            or `training` (the same and an optimizer step).
+
+    Returns:
+        Besides times, `peak_memory_mb` and `activation_memory_mb`, its growth over the model and its input.
     """
     cfg: Any = OmegaConf.create(config)
     device = torch.device("cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu")
+    if device.type == "cpu":
+        keep_freed_memory()
     torch.manual_seed(0)
     model = build_model(cfg).to(device)
     if cfg.compile:
@@ -118,7 +130,10 @@ def measure(config: str, size: int, mode: str) -> dict[str, float]:
     batch = cfg.benchmark.batch_size
     clips = torch.randn(batch, 3, cfg.model.num_frames, side, side, device=device)
     sizes = torch.full((batch, 2), size, device=device)
-    run = inference_step(model, cfg) if mode == "inference" else training_step(model, cfg)
+    run = STEPS[mode](model, cfg)
+    warn_of_slow_bfloat16(cfg.benchmark.precision, device)
+    reset_peak_memory(device)
+    before = peak_memory_mb(device)
     times = []
     for repeat in range(cfg.benchmark.warmup + cfg.benchmark.repeats):
         started = time.perf_counter()
@@ -128,12 +143,25 @@ def measure(config: str, size: int, mode: str) -> dict[str, float]:
         if repeat >= cfg.benchmark.warmup:
             times.append(time.perf_counter() - started)
     latency = statistics.median(times)
-    return {"latency_ms": 1e3 * latency, "clips_per_s": batch / latency, "peak_memory_mb": peak_memory_mb(device)}
+    peak = peak_memory_mb(device)
+    return {
+        "latency_ms": 1e3 * latency,
+        "clips_per_s": batch / latency,
+        "peak_memory_mb": peak,
+        "activation_memory_mb": peak - before,
+    }
 
 
 def autocast(cfg: DictConfig, device: str) -> torch.autocast:
     """Mixed precision as the config says."""
     return torch.autocast(device, dtype=torch.bfloat16, enabled=cfg.benchmark.precision == "bf16")
+
+
+def external_boxes(sizes: Tensor) -> list[Proposals]:
+    """What `model/localization=external` classifies: `EXTERNAL_ACTORS` boxes per clip, the first that of a target."""
+    box = torch.tensor([0.1, 0.2, 0.4, 0.9], device=sizes.device) * sizes[0, 0]
+    boxes = box.repeat(EXTERNAL_ACTORS, 1)
+    return [Proposals(boxes, torch.ones_like(boxes[:, 0])) for _ in sizes]
 
 
 def inference_step(model: nn.Module, cfg: DictConfig) -> Any:
@@ -143,29 +171,59 @@ def inference_step(model: nn.Module, cfg: DictConfig) -> Any:
     @torch.inference_mode()
     def step(clips: Tensor, sizes: Tensor) -> None:
         with autocast(cfg, clips.device.type):
-            model(clips, sizes)
+            model(clips, sizes, external_boxes(sizes))
+
+    return step
+
+
+def encoder_step(model: EVAD, cfg: DictConfig) -> Any:
+    """A function that runs the encoder once, without gradients."""
+    model.eval()
+
+    @torch.inference_mode()
+    def step(clips: Tensor, sizes: Tensor) -> None:
+        with autocast(cfg, clips.device.type):
+            model.encoder(clips)
+
+    return step
+
+
+def gradients_step(model: nn.Module, cfg: DictConfig) -> Any:
+    """A function that computes the gradients of a batch with two actors per clip."""
+    model.train()
+    criterion = build_criterion(cfg)
+
+    def step(clips: Tensor, sizes: Tensor) -> None:
+        model.zero_grad()
+        boxes = torch.tensor([[0.1, 0.2, 0.4, 0.9], [0.5, 0.1, 0.8, 0.8]], device=clips.device) * sizes[0, 0]
+        labels = torch.zeros(2, cfg.model.num_classes, device=clips.device)
+        labels[:, 0] = 1
+        with autocast(cfg, clips.device.type):
+            output = model(clips, sizes, external_boxes(sizes))
+            losses = criterion(output, [Target(boxes, labels)] * len(clips), sizes)
+        torch.cat([losses.person, losses.l1, losses.giou, losses.action]).mean().backward()
 
     return step
 
 
 def training_step(model: nn.Module, cfg: DictConfig) -> Any:
-    """A function that does one optimizer step on a batch with two actors per clip."""
-    model.train()
-    criterion = SetCriterion()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    """A function that does one optimizer step."""
+    gradients = gradients_step(model, cfg)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)  # as conf/recipe/paper.yaml
 
     def step(clips: Tensor, sizes: Tensor) -> None:
-        boxes = torch.tensor([[0.1, 0.2, 0.4, 0.9], [0.5, 0.1, 0.8, 0.8]], device=clips.device) * sizes[0, 0]
-        labels = torch.zeros(2, cfg.model.num_classes, device=clips.device)
-        labels[:, 0] = 1
-        with autocast(cfg, clips.device.type):
-            output = model(clips, sizes)
-            losses = criterion(output, [Target(boxes, labels)] * len(clips), sizes)
-        torch.cat([losses.person, losses.l1, losses.giou, losses.action]).mean().backward()
+        gradients(clips, sizes)
         optimizer.step()
-        optimizer.zero_grad()
 
     return step
+
+
+STEPS = {
+    "inference": inference_step,
+    "encoder": encoder_step,
+    "gradients": gradients_step,
+    "training": training_step,
+}
 
 
 def write_results(table: pd.DataFrame, output: Path, json_path: str | None) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import lightning as L
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from evad.config import build_model
+from evad.config import build_criterion, build_model
 from evad.lightning_module import EVADModule
-from evad.models.criterion import SetCriterion
+from evad.runtime import keep_freed_memory
+
+log = logging.getLogger(__name__)
 
 
 def absolute_paths(cfg: DictConfig) -> None:
@@ -28,7 +32,7 @@ def build_module(cfg: DictConfig) -> EVADModule:
     """The LightningModule the config describes."""
     return EVADModule(
         model=build_model(cfg),
-        criterion=SetCriterion(),
+        criterion=build_criterion(cfg),
         recipe=instantiate(cfg.recipe),
         postprocess=instantiate(cfg.postprocess),
         protocol=cfg.protocol,
@@ -51,5 +55,20 @@ def build_trainer(cfg: DictConfig, **changes: object) -> L.Trainer:
     options: dict = {
         "callbacks": [instantiate(callback) for callback in cfg.callbacks.values() if callback],
         "logger": [instantiate(logger) for logger in cfg.logger.values() if logger],
+        "enable_progress_bar": bool(cfg.callbacks.get("progress")),  # else Lightning would add one of its own
     }
-    return instantiate(cfg.trainer, **{**options, **changes}, _convert_="partial")
+    trainer = instantiate(cfg.trainer, **{**options, **changes}, _convert_="partial")
+    warn_of_slow_bfloat16(str(cfg.trainer.precision), trainer.strategy.root_device)
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
+    return trainer
+
+
+def warn_of_slow_bfloat16(precision: str, device: torch.device) -> None:
+    """Say so where bfloat16 was chosen on a processor that has to emulate it: hundreds of times slower than float32."""
+    if "bf16" in precision and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        log.warning(
+            "precision %s on a processor without AVX-512: its bfloat16 matrix products are emulated and may take "
+            "hundreds of times as long as float32; use precision 32 here",
+            precision,
+        )

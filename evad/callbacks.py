@@ -14,36 +14,60 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from wandb.sdk.lib.runid import generate_id
 
 from evad.metrics.efficiency import paper_macs
-from evad.runs import CLASSES
+from evad.runs import CLASSES, WANDB_ID
 from evad.structures import Batch
+
+PROCESS_STATUS = Path("/proc/self/status")
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Largest memory so far: allocated on a CUDA device, resident set of the process elsewhere. In MiB."""
+    """Largest memory since `reset_peak_memory`, in MiB: allocated on a CUDA device, else resident in the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if PROCESS_STATUS.is_file():  # ru_maxrss also counts the parent's memory before the start of this program
+        return next(int(line.split()[1]) for line in PROCESS_STATUS.open() if line.startswith("VmHWM:")) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def reset_peak_memory(device: torch.device) -> bool:
+    """Measure from now on; False where a process cannot (anything but Linux), whose peak is that since its start."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 class EfficiencyMonitor(Callback):
     """Logs GFLOPs of the detector, training speed and peak memory, once per epoch.
 
     GFLOPs follow the paper's convention: multiply-accumulates of one clip (10^9), counted at the size of the first
-    training batch.
+    training batch. Memory is the largest of the epoch; in later jobs of a sweep NaN where a process cannot forget the
+    peak of the earlier ones.
     """
+
+    process_has_trained = False
 
     def __init__(self) -> None:
         self.started = 0.0
         self.clips = 0
         self.gflops: float | None = None
+        self.memory_is_own = True
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.memory_is_own = not EfficiencyMonitor.process_has_trained
+        EfficiencyMonitor.process_has_trained = True
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.started, self.clips = time.perf_counter(), 0
-        if module.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(module.device)
+        self.memory_is_own = reset_peak_memory(module.device) or self.memory_is_own
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.clips += len(batch)
@@ -57,7 +81,7 @@ class EfficiencyMonitor(Callback):
             {
                 "cost/gflops": self.gflops or float("nan"),
                 "cost/train_clips_per_s": self.clips * trainer.world_size / elapsed,
-                "cost/peak_memory_mb": peak_memory_mb(module.device),
+                "cost/peak_memory_mb": peak_memory_mb(module.device) if self.memory_is_own else float("nan"),
             },
             sync_dist=trainer.world_size > 1,
         )
@@ -88,11 +112,22 @@ def wandb_logger(save_dir: str, mode: str = "offline", **options: Any) -> WandbL
     Args:
         save_dir: Folder that receives `wandb/`.
         mode: `offline` or `online`; offline runs are uploaded later with `wandb sync`.
-        **options: `project`, `name`, `group`, `tags` and so on, for `wandb.init`.
+        **options: `project`, `name`, `group`, `tags` and so on, for `wandb.init`. Without `id`, a run that goes on in
+            its folder goes on in W&B.
 
     Raises:
         ValueError: for another mode.
     """
     if mode not in ("offline", "online"):
         raise ValueError(f"logger.wandb.mode {mode!r} is neither 'offline' nor 'online'")
-    return WandbLogger(save_dir=save_dir, offline=mode == "offline", **options)
+    options.setdefault("id", wandb_id(Path(save_dir)))
+    return WandbLogger(save_dir=save_dir, offline=mode == "offline", resume="allow", **options)
+
+
+def wandb_id(run_dir: Path) -> str | None:
+    """W&B's id of the run in a folder, drawn at its first start; None for processes that don't log."""
+    path = run_dir / WANDB_ID
+    if not path.is_file() and getattr(rank_zero_only, "rank", 0) == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path.write_text(generate_id())
+    return path.read_text() if path.is_file() else None

@@ -7,10 +7,13 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 import evad
+from evad.identity import job_name
 
 
 def conf_dir() -> Path:
@@ -40,8 +43,26 @@ def num_labels(root: str, labels: str | None, *tables: str | None) -> int:
     return count_labels(root, labels, *tables)
 
 
+def is_sweep() -> bool:
+    """Whether this is a job of `--multirun`."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def sweep_name() -> str | None:
+    """Name of the sweep's folder, None outside sweeps; `${sweep_name:}` in YAML."""
+    return Path(HydraConfig.get().sweep.dir).name if is_sweep() else None
+
+
+def run_name(name: str) -> str:
+    """Name of the job's folder in a sweep, else the given one; `${run_name:...}` in YAML."""
+    return Path(HydraConfig.get().runtime.output_dir).name if is_sweep() else name
+
+
 OmegaConf.register_new_resolver("div", divide, replace=True)
 OmegaConf.register_new_resolver("num_labels", num_labels, replace=True, use_cache=True)
+OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+OmegaConf.register_new_resolver("job_name", job_name, replace=True)
 
 
 def load_config(overrides: list[str] | None = None, config_name: str = "train") -> DictConfig:
@@ -59,6 +80,41 @@ def load_config(overrides: list[str] | None = None, config_name: str = "train") 
         return compose(config_name, overrides=overrides or [])
 
 
+def build_criterion(cfg: DictConfig) -> Any:
+    """The losses a composed config describes; runs saved before there was a choice have the set criterion."""
+    from evad.models.criterion import SetCriterion
+
+    return instantiate(cfg.model.criterion) if "criterion" in cfg.model else SetCriterion()
+
+
 def build_model(cfg: DictConfig) -> Any:
     """The detector a composed config describes (`evad.models.evad.EVAD` unless the YAML says otherwise)."""
+    upgrade(cfg)
     return instantiate(cfg.model.net)
+
+
+def upgrade(cfg: DictConfig) -> None:
+    """Bring the config of a run from before `model/pruning` existed up to date: `w_kf` moves to the pruning."""
+    encoder = cfg.model.net.encoder
+    if "w_kf" in encoder:
+        with open_dict(encoder):
+            del encoder.w_kf
+            encoder.pruning = {
+                "_target_": "evad.models.pruning.KeyframePruning",
+                "_partial_": True,
+                "w_kf": "${model.w_kf}",
+            }
+
+
+def effective_keep_rate(cfg: DictConfig) -> Any:
+    """Rho that the encoder works with: `model.keep_rate`, but 1 with `model/pruning=none`."""
+    encoder = cfg.model.net.encoder
+    entry = encoder.get("entry") or {}
+    return entry.get("keep_rate", encoder.keep_rate)
+
+
+def pruning_name(cfg: DictConfig) -> str:
+    """Class that reduces the tokens, for tables of runs; `none` where nothing does."""
+    encoder = cfg.model.net.encoder
+    parts = [encoder.get("pruning"), encoder.get("entry")]
+    return next((str(part["_target_"]).rpartition(".")[2] for part in parts if part), "none")

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from evad.build import build_datamodule, build_module, build_trainer
+from evad.config import effective_keep_rate, pruning_name
 from evad.lightning_module import EVADModule
 from evad.metrics.csv_rows import write_rows
 from evad.metrics.decomposition import DecomposingModule
@@ -85,8 +86,9 @@ def metrics_report(cfg: DictConfig, module: EVADModule, datamodule: Any) -> dict
     per_class = {names.get(int(name[3:]), name[3:]): value for name, value in scores.items() if name.startswith("AP/")}
     report: dict[str, Any] = {name: value for name, value in scores.items() if not name.startswith("AP/")}
     report["per_class"] = per_class
-    keep_rate = cfg.model.keep_rate
+    keep_rate = effective_keep_rate(cfg)
     report["keep_rate"] = list(keep_rate) if OmegaConf.is_list(keep_rate) else keep_rate
+    report["pruning"] = pruning_name(cfg)
     clips = next(iter(datamodule.val_dataloader())).clips
     report["gflops"] = sum(paper_macs(module.model, *clips.shape[2:]).values()) / 1e9
     report["checkpoint"] = str(Path(cfg.ckpt_path).absolute())
@@ -106,7 +108,7 @@ def draw_examples(module: EVADModule, datamodule: Any, folder: Path, count: int)
         keyframe = dataset.keyframes[index]
         batch = datamodule.collate([dataset[index]]).to(module.device)
         with torch.inference_mode():
-            found = show(module.model(batch.clips, batch.sizes), batch.sizes, batch.original_sizes)[0].to("cpu")
+            found = show(module.run(batch), batch.sizes, batch.original_sizes)[0].to("cpu")
         frame = dataset.keyframe_image(index)
         height, width = frame.shape[:2]
         truth = [

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from evad.data.quick_check import explain_zero_map
-from evad.models.criterion import Losses, SetCriterion
+from evad.models.criterion import ActionCriterion, Losses, SetCriterion
 from evad.models.evad import EVAD
 from evad.models.postprocess import PostProcess
 from evad.optim import parameter_groups
@@ -76,7 +76,7 @@ class EVADModule(L.LightningModule):
     def __init__(
         self,
         model: EVAD,
-        criterion: SetCriterion,
+        criterion: SetCriterion | ActionCriterion,
         recipe: Recipe,
         postprocess: PostProcess,
         protocol: str | None = None,
@@ -102,12 +102,16 @@ class EVADModule(L.LightningModule):
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Weighted loss of a batch."""
-        output = self.run_with_teacher(batch) if self.uses_teacher() else self.model(batch.clips, batch.sizes)
+        output = self.run_with_teacher(batch) if self.uses_teacher() else self.run(batch)
         losses = self.criterion(output, batch.targets, batch.sizes)
         terms = self.weigh(losses)
         loss = terms.sum() / len(terms) if self.recipe.average_terms else terms.sum()
         self.log_losses(loss, losses, len(batch))
         return loss
+
+    def run(self, batch: Batch) -> EVADOutput:
+        """Forward pass."""
+        return self.model(batch.clips, batch.sizes, batch.proposals)
 
     def uses_teacher(self) -> bool:
         """Whether actors read ground-truth boxes at this point of training."""
@@ -120,7 +124,7 @@ class EVADModule(L.LightningModule):
     def run_with_teacher(self, batch: Batch) -> EVADOutput:
         """Forward pass in which matched actors read the features of their ground-truth boxes."""
         encoded = self.model.encoder(batch.clips)
-        person_logits, boxes = self.model.localize(encoded, batch.sizes)
+        person_logits, boxes = self.model.localize(encoded, batch.sizes, batch.proposals)
         matches = self.criterion.matcher(person_logits[-1], boxes[-1], batch.targets, batch.sizes)
         actor_boxes = boxes[-1].detach().clone()
         for clip, (queries, index) in enumerate(matches):
@@ -136,8 +140,10 @@ class EVADModule(L.LightningModule):
         """Total and unweighted terms; `last` is the stage or block whose output is the prediction."""
         values = {"train/loss": loss.detach()}
         for name in asdict(self.recipe.loss_weights):
-            values[f"train/{name}"] = getattr(losses, name).detach().mean()
-            values[f"train/{name}_last"] = getattr(losses, name)[-1].detach()
+            term = getattr(losses, name).detach()
+            if len(term):  # external boxes have no localization terms
+                values[f"train/{name}"] = term.mean()
+                values[f"train/{name}_last"] = term[-1]
         self.log_dict(values, batch_size=batch_size)
         self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=batch_size)
 
@@ -148,7 +154,7 @@ class EVADModule(L.LightningModule):
 
     def detect(self, batch: Batch) -> list[Detections]:
         """Postprocessed detections, one per clip."""
-        return self.postprocess(self.model(batch.clips, batch.sizes), batch.sizes, batch.original_sizes)
+        return self.postprocess(self.run(batch), batch.sizes, batch.original_sizes)
 
     def on_validation_epoch_end(self) -> None:
         """Log mAP, person AP and AP per class; where the mAP is 0, say which usual causes apply."""

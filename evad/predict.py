@@ -26,6 +26,7 @@ from evad.data.collate import PaddingCollate
 from evad.data.video import VideoReader, open_video
 from evad.models.postprocess import PostProcess
 from evad.runs import CLASSES, argument, hydra_command_from_run, load_weights, run_of_checkpoint
+from evad.runtime import keep_freed_memory
 from evad.structures import Clip, Detections, Target
 from evad.visualization import draw_detections, readable_scale, write_video
 
@@ -42,6 +43,8 @@ def predict(cfg: DictConfig) -> Path:
     run_dir = run_of_checkpoint(cfg.ckpt_path)
     names: dict[str, str] = json.loads((run_dir / CLASSES).read_text())
     device = torch.device("cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu")
+    if device.type == "cpu":
+        keep_freed_memory()
     model = build_model(cfg)
     load_weights(model, cfg.ckpt_path)
     model.to(device).eval()

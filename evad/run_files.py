@@ -9,6 +9,7 @@ import pandas as pd
 CONFIG = "config.yaml"
 RESOLVED = "config.resolved.yaml"
 CLASSES = "classes.json"
+RECORD = "run.json"
 
 
 def metric_files(run_dir: Path) -> list[Path]:

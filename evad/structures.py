@@ -49,6 +49,8 @@ class Keyframe:
         boxes: (n, 4) float64, xyxy as fractions of the frame's width and height.
         labels: (n, K) float32, 1 where the person of that box performs action k.
         actors: (n,) int64, identity of each person inside its video; -1 where the data set gives none.
+        proposals: (m, 4) float64 fractions, actors of an external detector; None: the model looks for them itself.
+        proposal_scores: (m,) float64 in [0, 1], the detector's confidence in each.
     """
 
     video: str
@@ -57,6 +59,8 @@ class Keyframe:
     boxes: np.ndarray
     labels: np.ndarray
     actors: np.ndarray
+    proposals: np.ndarray | None = None
+    proposal_scores: np.ndarray | None = None
 
 
 @dataclass
@@ -73,6 +77,19 @@ class Target(Movable):
 
 
 @dataclass
+class Proposals(Movable):
+    """Boxes of an external person detector in one clip.
+
+    Attributes:
+        boxes: (m, 4) float, xyxy in pixels of the resized, unpadded keyframe.
+        scores: (m,) float in [0, 1].
+    """
+
+    boxes: Tensor
+    scores: Tensor
+
+
+@dataclass
 class Clip(Movable):
     """One sample.
 
@@ -81,12 +98,14 @@ class Clip(Movable):
         target: Boxes and actions of the keyframe.
         keyframe: () int64, index of the keyframe in its data set.
         original_size: (2,) int64, height and width of the video in pixels.
+        proposals: Actors of an external detector, if there is one.
     """
 
     frames: Tensor
     target: Target
     keyframe: Tensor
     original_size: Tensor
+    proposals: Proposals | None = None
 
 
 @dataclass
@@ -99,6 +118,7 @@ class Batch(Movable):
         targets: B targets.
         keyframes: (B,) int64, index of each clip's keyframe in its data set.
         original_sizes: (B, 2) int64, height and width of each video in pixels.
+        proposals: B times the actors of an external detector, if there is one.
     """
 
     clips: Tensor
@@ -106,6 +126,7 @@ class Batch(Movable):
     targets: list[Target]
     keyframes: Tensor
     original_sizes: Tensor
+    proposals: list[Proposals] | None = None
 
     def __len__(self) -> int:
         return self.clips.shape[0]
@@ -137,9 +158,11 @@ class EVADOutput(Movable):
         boxes: (S, B, Q, 4) xyxy pixels of the resized, unpadded clip, not clipped.
         action_logits: (D', B, Q, K): D' = every decoder block in training, only the last one otherwise.
         roi_features: (B, Q, D) actor features before refinement.
-        tokens: (B, N, C) surviving tokens after the final norm, keyframe first.
+        tokens: (B, N, C) surviving tokens after the final norm, keyframe first; with `decoder_input: all` then the
+            dropped ones.
         positions: (B, N) int64 grid position of each token.
-        kept: Per pruning stage, (B, n) grid positions of the context tokens that survived it.
+        kept: Per pruning stage, (B, n) grid positions of the context tokens that survived it (`keyframe: unified`: of
+            all tokens that did).
     """
 
     person_logits: Tensor

@@ -2,12 +2,13 @@
 
 python -m evad.train                                  # the demo on generated data
 python -m evad.train experiment=ava_vitb              # the paper's ViT-B on AVA
-python -m evad.train --multirun model.keep_rate=0.6,0.7,0.8
+python -m evad.train --multirun model.keep_rate=0.6,0.7,0.8 seed=0,1,2     # again: goes on where it stopped
 python -m evad.train resume=outputs/mini/2026-01-31_12-00-00
 """
 
 from __future__ import annotations
 
+import csv
 import logging
 import sys
 from pathlib import Path
@@ -22,29 +23,56 @@ from omegaconf import DictConfig
 
 from evad.build import absolute_paths, build_datamodule, build_module, build_trainer
 from evad.callbacks import ClassNames
+from evad.config import is_sweep, pruning_name
 from evad.data.findings import require_sound
 from evad.data.quick_check import quick_check
+from evad.identity import config_digest
 from evad.lightning_module import EVADModule
 from evad.models.pretrained import load_pretrained
-from evad.runs import CONFIG, argument, hydra_command, hydra_command_from_run, read_metrics, save_config
+from evad.runs import (
+    CONFIG,
+    argument,
+    hydra_command,
+    hydra_command_from_run,
+    read_metrics,
+    recorded,
+    save_config,
+)
+from evad.sweep import sweep_job
 from evad.visualization import plot_learning_curve
 
 log = logging.getLogger(__name__)
 
 
-def train(cfg: DictConfig) -> float | None:
-    """One run: everything it leaves is in its folder.
+def job(cfg: DictConfig) -> float | None:
+    """What a command line asks for: a run, or a job of a sweep."""
+    return sweep_job(run, cfg, Path(HydraConfig.get().runtime.output_dir)) if is_sweep() else run(cfg)
+
+
+def run(cfg: DictConfig) -> float | None:
+    """One run, with a record of how it went."""
+    hydra = HydraConfig.get()
+    run_dir = Path(hydra.runtime.output_dir)
+    with recorded(run_dir, list(hydra.overrides.task), config_digest(cfg)) as record:
+        try:
+            record["value"] = train(cfg, run_dir)
+        finally:
+            finish_wandb()
+    return record["value"]
+
+
+def train(cfg: DictConfig, run_dir: Path) -> float | None:
+    """Train; everything it leaves is in the run folder.
 
     Returns:
         The best value of `optimized_metric`, for sweepers.
     """
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
     resume = find_checkpoint(Path(cfg.resume)) if cfg.resume else None
     absolute_paths(cfg)
     if resume is None:
         save_config(cfg, run_dir)
     else:
-        keep_earlier_metrics(run_dir)
+        keep_earlier_metrics(run_dir, resume)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
 
@@ -59,17 +87,15 @@ def train(cfg: DictConfig) -> float | None:
     for logger in trainer.loggers:
         logger.log_hyperparams(flat_parameters(cfg))
     log.info("run folder: %s", run_dir)
-    try:
-        trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True)
-    finally:
-        finish_wandb()
+    trainer.fit(module, datamodule, ckpt_path=resume, weights_only=True)
     draw_learning_curve(run_dir)
     checkpoint = trainer.checkpoint_callback
     best = getattr(checkpoint, "best_model_score", None)
     if best is not None:
         log.info("best %s: %.4f", checkpoint.monitor, best)  # type: ignore[union-attr]
-    value = trainer.callback_metrics.get(cfg.optimized_metric)
-    return None if value is None else float(value)
+    if checkpoint is None or checkpoint.monitor != cfg.optimized_metric:  # type: ignore[attr-defined]
+        best = trainer.callback_metrics.get(cfg.optimized_metric)
+    return None if best is None else float(best)
 
 
 @rank_zero_only
@@ -116,6 +142,8 @@ def flat_parameters(cfg: DictConfig) -> dict[str, object]:
     chosen = {f"model/{key}": model[key] if not hasattr(model[key], "__len__") else str(model[key]) for key in keys}
     return {
         **chosen,
+        "model/pruning": pruning_name(cfg),
+        "model/classifier": model.net.classification._target_.rpartition(".")[2],
         "name": cfg.name,
         "seed": cfg.seed,
         "data/batch_size": data.batch_size,
@@ -136,24 +164,31 @@ def find_checkpoint(run_dir: Path) -> Path:
 
 
 @rank_zero_only
-def keep_earlier_metrics(run_dir: Path) -> None:
-    """Set the metrics of the interrupted run aside, since the CSV logger starts a new file."""
+def keep_earlier_metrics(run_dir: Path, checkpoint: Path) -> None:
+    """Set the metrics of the interrupted run aside up to the checkpoint, since the CSV logger starts a new file."""
     current = run_dir / "metrics.csv"
-    if current.is_file():
-        number = len(list(run_dir.glob("metrics.*.csv")))
-        current.rename(run_dir / f"metrics.{number}.csv")
+    if not current.is_file():
+        return
+    steps = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
+    number = len(list(run_dir.glob("metrics.*.csv")))
+    with current.open(newline="") as source, (run_dir / f"metrics.{number}.csv").open("w", newline="") as target:
+        reader = csv.DictReader(source)
+        writer = csv.DictWriter(target, reader.fieldnames or [])
+        writer.writeheader()
+        writer.writerows(row for row in reader if row["step"] and int(row["step"]) < steps)  # the others are repeated
+    current.unlink()
 
 
 def main() -> None:
     """Command line: `resume=` takes the configuration from that run."""
     resume = argument("resume")
     if resume is None:
-        hydra_command(train)
+        hydra_command(job)
         return
     run_dir = Path(resume).absolute()
     if not (run_dir / CONFIG).is_file():
         raise FileNotFoundError(f"resume: {run_dir} is no run folder, it has no {CONFIG}")
-    hydra_command_from_run(train, run_dir, output=".")
+    hydra_command_from_run(job, run_dir, output=".")
 
 
 if __name__ == "__main__":

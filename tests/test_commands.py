@@ -118,11 +118,11 @@ def test_sweep_gives_one_complete_run_per_value(workspace, run_dir):
         "evad.train", "--multirun", *one_epoch, "model.keep_rate=0.6,0.7,0.8", "hydra.sweep.dir=sweep", cwd=workspace
     )
     costs = []
-    for job in range(3):
-        assert (workspace / f"sweep/{job}/checkpoints/best.ckpt").is_file()
-        costs.append(read_metrics(workspace / f"sweep/{job}")["cost/gflops"].dropna().item())
-    assert costs == sorted(costs)
-    assert len(set(costs)) == 3
+    for job in sorted((workspace / "sweep").glob("keep_rate-*")):
+        assert (job / "checkpoints/best.ckpt").is_file()
+        costs.append(read_metrics(job)["cost/gflops"].dropna().item())
+    assert len(costs) == 3
+    assert costs == sorted(set(costs))
 
 
 def test_two_processes_report_the_metrics_of_one(workspace, run_dir):

@@ -34,8 +34,9 @@ def test_experiment_composes_and_its_model_builds(experiment):
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_option_of_every_group_composes(group):
-    for path in (conf_dir() / group).glob("*.yaml"):
-        load_config([f"{group}={path.stem}"])
+    for path in (conf_dir() / group).rglob("*.yaml"):
+        option = path.relative_to(conf_dir())
+        load_config([f"{option.parent}={option.stem}"])
 
 
 @pytest.mark.parametrize("key", ["model.keep_rat", "model.net.encoder.depht", "modell", "trainer.max_epoch"])

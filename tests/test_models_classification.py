@@ -129,7 +129,7 @@ def test_mask_token_changes_regions_with_dropped_tokens_only(tiny_model):
 class Recorder(torch.nn.Module):
     """A decoder that returns what it was given."""
 
-    def forward(self, context, actors):
+    def forward(self, context, actors, occupied):
         self.context, self.actors = context, actors
         return actors[None]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from evad.models.tokens import Tokens
+from evad.models.tokens import Tokens, complement
 
 GRID = (4, 2, 3)  # T', H', W'
 FRAME = 6
@@ -88,6 +88,61 @@ def test_released_order_assigns_context_positions_ascending_and_leaves_features(
     keyframe = list(range(12, 18))
     assert reassigned.position.tolist() == [[*keyframe, 0, 5, 23], [*keyframe, 1, 3, 4]]
     assert torch.equal(reassigned.x, tokens.x)
+
+
+@pytest.mark.parametrize(
+    ("index", "count", "expected"),
+    [([[3, 0], [1, 2]], 5, [[1, 2, 4], [0, 3, 4]]), ([[], []], 2, [[0, 1]] * 2), ([[1, 0]], 2, [[]])],
+)
+def test_complement_is_the_rest_in_ascending_order(index, count, expected):
+    assert complement(torch.tensor(index, dtype=torch.int64), count).tolist() == expected
+
+
+def test_extra_tokens_are_in_the_sequence_and_nowhere_else():
+    tokens = Tokens.from_grid(numbered(), GRID)
+    assert tokens.sequence() is tokens.x
+    extra = torch.full((2, 1, 2), -7.0, dtype=torch.float64)
+    longer = tokens.with_extra(extra).with_extra(2 * extra)
+    assert torch.equal(longer.sequence(), torch.cat([tokens.x, extra, 2 * extra], dim=1))
+    doubled = longer.with_sequence(2 * longer.sequence())
+    assert torch.equal(doubled.x, 2 * tokens.x)
+    assert torch.equal(doubled.extra[:, 1], 4 * extra[:, 0])
+    chosen = longer.select_context(torch.tensor([[17, 0], [3, 4]]))
+    assert torch.equal(chosen.extra, longer.extra)
+    assert torch.equal(
+        chosen.restore(extra[0, 0]), tokens.select_context(torch.tensor([[17, 0], [3, 4]])).restore(extra[0, 0])
+    )
+    assert torch.equal(longer.keyframe_map(), tokens.keyframe_map())
+
+
+def test_dropped_tokens_are_held_as_they_left():
+    tokens = Tokens.from_grid(numbered(), GRID, remember=True)
+    first = tokens.select_context(torch.tensor([[*range(1, 18)], [*range(17)]]))
+    second = first.with_features(10 * first.x).select_context(torch.tensor([[*range(16)]] * 2))
+    assert second.dropped.position.tolist() == [[0, 23], [23, 22]]
+    expected = torch.tensor([[0, 230], [1023, 10220]]).double()
+    assert torch.equal(second.dropped.x[..., 0], expected)
+    complete = second.with_dropped()
+    assert complete.position.sort(1).values.tolist() == [list(range(24))] * 2
+    nothing = torch.full((2,), -1.0)
+    assert (complete.restore(nothing) >= 0).all()
+
+
+def test_dropped_tokens_that_nobody_held_are_an_error():
+    tokens = Tokens.from_grid(numbered(), GRID)
+    assert tokens.dropped is None
+    with pytest.raises(ValueError, match="were not held: make the tokens with remember=True"):
+        tokens.with_dropped()
+
+
+def test_unified_selection_may_drop_keyframe_tokens_whose_last_value_stays_in_the_map():
+    tokens = Tokens.from_grid(numbered(), GRID, "unified", remember=True)
+    assert (tokens.num_protected, tokens.num_keyframe) == (0, 6)
+    left = tokens.select_context(torch.tensor([[1, 2, 3, 4, 5, 9], [0, 2, 4, 6, 8, 10]]))
+    later = left.with_features(10 * left.x)
+    assert later.in_keyframe().sum(1).tolist() == [5, 3]
+    keyframe = later.keyframe_map()[:, 0].flatten(1)  # (B, C, H', W') -> (B, N1)
+    assert keyframe.tolist() == [[12, 130, 140, 150, 160, 170], [10120, 1013, 10140, 1015, 10160, 1017]]
 
 
 def test_shuffled_context_tokens_are_classified_alike(tiny_model, tiny_batch):

@@ -15,10 +15,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import OmegaConf
 
-from evad.run_files import CLASSES, CONFIG, RESOLVED, metric_files
-
-SWEEP_RECORD = "run.json"
-"""Written by a sweep beside each job: {"status": "finished|failed|running", "overrides": [...], "seconds": ...}."""
+from evad.run_files import CLASSES, CONFIG, RECORD, RESOLVED, metric_files
 
 BELOW_A_RUN = ("checkpoints", "eval", "predict", "wandb")
 """Folders inside a run that hold no runs of their own."""
@@ -99,7 +96,7 @@ def find_runs(folders: tuple[str | Path, ...]) -> list[Path]:
         inside = sorted(walk(folder), key=lambda path: natural(path.relative_to(folder)))
         if not inside:
             raise ValueError(
-                f"{folder} holds no run: none of {CONFIG}, {RESOLVED}, {SWEEP_RECORD}, metrics.csv is in it or below; "
+                f"{folder} holds no run: none of {CONFIG}, {RESOLVED}, {RECORD}, metrics.csv is in it or below; "
                 "give the output folder of evad.train"
             )
         found.update(dict.fromkeys(inside))
@@ -119,7 +116,7 @@ def walk(folder: Path) -> Iterator[Path]:
 
 def is_run(path: Path, files: set[str], inside: set[str]) -> bool:
     """Whether a folder is a run's, also if the run died before it wrote its configuration."""
-    if files & {CONFIG, RESOLVED, SWEEP_RECORD, "metrics.csv"} or metric_files(path):
+    if files & {CONFIG, RESOLVED, RECORD, "metrics.csv"} or metric_files(path):
         return True
     return ".hydra" in inside and "train.log" in files and "metrics.json" not in files
 
@@ -141,8 +138,10 @@ def read_folder(path: Path) -> RunFolder:
 
 def read_settings(run: RunFolder) -> None:
     """Configuration, sweep record, command line and group choices of a run."""
-    if (run.path / SWEEP_RECORD).is_file():
-        run.record = load(run, run.path / SWEEP_RECORD, dict)
+    if (run.path / RECORD).is_file():
+        run.record = load(run, run.path / RECORD, dict)
+        if run.record.get("error"):
+            run.problems.append(" ".join(str(run.record["error"]).split()))
     hydra = run.path / ".hydra"
     configs = [run.path / RESOLVED, run.path / CONFIG, hydra / "config.yaml"]
     for config in filter(Path.is_file, configs):

@@ -22,10 +22,12 @@ class PaddingCollate:
         sizes = torch.tensor([clip.frames.shape[2:] for clip in clips])
         height, width = (-(-int(side) // self.multiple) * self.multiple for side in sizes.max(dim=0).values)
         frames = [F.pad(c.frames, (0, width - c.frames.shape[3], 0, height - c.frames.shape[2])) for c in clips]
+        proposals = [clip.proposals for clip in clips if clip.proposals is not None]
         return Batch(
             clips=torch.stack(frames),
             sizes=sizes,
             targets=[clip.target for clip in clips],
             keyframes=torch.stack([clip.keyframe for clip in clips]),
             original_sizes=torch.stack([clip.original_size for clip in clips]),
+            proposals=proposals or None,  # a data set has them for all of its clips or for none
         )

@@ -16,6 +16,7 @@ from evad.data.clip_sampling import ClipSampler
 from evad.data.collate import PaddingCollate
 from evad.data.dataset import ActionDataset
 from evad.data.label_map import read_label_map
+from evad.data.proposals import ProposalFiles
 from evad.data.transforms import VideoTransform
 from evad.data.video import Backend, FrameFolders, VideoFiles, VideoReader
 from evad.structures import Batch, Clip, Keyframe
@@ -24,6 +25,7 @@ Split = Literal["train", "val"]
 
 _PAPER_TRAINING = VideoTransform(short_side=288, flip=0.5)
 _PAPER_VALIDATION = VideoTransform(short_side=288)
+_NO_PROPOSALS = ProposalFiles()
 
 
 class ReaderSource(Protocol):
@@ -186,6 +188,7 @@ class AVADataModule(ActionDataModule):
         video_start_second: The second at which files and frames begin: 900 for the 15-minute cuts, 0 for whole movies.
         valid_seconds: First and last annotated second that count; None allows all.
         backend: Decoder of video files, see `evad.data.video.open_video`.
+        proposals: Boxes of an external detector, for `model/localization=external`; by default none.
         **loading: Arguments of `ActionDataModule`.
     """
 
@@ -202,6 +205,7 @@ class AVADataModule(ActionDataModule):
         video_start_second: float = 900.0,
         valid_seconds: tuple[float, float] | None = VALID_SECONDS,
         backend: Backend = "auto",
+        proposals: ProposalFiles = _NO_PROPOSALS,
         **loading: Any,
     ) -> None:
         super().__init__(sampler, **loading)
@@ -218,6 +222,7 @@ class AVADataModule(ActionDataModule):
         self.video_start_second = video_start_second
         self.valid_seconds = valid_seconds
         self.backend: Backend = backend
+        self.proposals = proposals
         self.annotated_fps = sampler.annotated_fps
 
     def setup(self, stage: str) -> None:
@@ -244,7 +249,7 @@ class AVADataModule(ActionDataModule):
             valid_seconds=self.valid_seconds,
             excluded=self._annotations(self.excluded_csv) if split == "val" and self.excluded_csv else None,
         )
-        return keyframes, self.source(split)
+        return self.proposals.attach(split, keyframes, self._annotations), self.source(split)
 
     def build_metric(self, protocol: str = "activitynet_2018") -> Metric:
         """Frame-mAP at IoU 0.5 on the validation keyframes; see `evad.metrics.ava` for the protocols."""

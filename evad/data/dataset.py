@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from evad.data.clip_sampling import ClipSampler
 from evad.data.transforms import VideoTransform
 from evad.data.video import ReaderCache, VideoReader
-from evad.structures import Clip, Keyframe, Target
+from evad.structures import Clip, Keyframe, Proposals, Target
 
 
 class ActionDataset(Dataset[Clip]):
@@ -56,12 +56,16 @@ class ActionDataset(Dataset[Clip]):
         keyframe = self.keyframes[index]
         reader = self._readers(keyframe.video)
         frames = reader.read(self.sampler(keyframe, reader))
-        clip, boxes = self.transform(frames, keyframe.boxes, self._generator(index))
+        given = keyframe.boxes if keyframe.proposals is None else np.concatenate([keyframe.boxes, keyframe.proposals])
+        clip, boxes = self.transform(frames, given, self._generator(index))
+        truth, proposed = boxes.split([len(keyframe.boxes), len(boxes) - len(keyframe.boxes)])
+        scores = keyframe.proposal_scores
         return Clip(
             frames=clip,
-            target=Target(boxes=boxes, labels=torch.from_numpy(keyframe.labels).float()),
+            target=Target(boxes=truth, labels=torch.from_numpy(keyframe.labels).float()),
             keyframe=torch.tensor(index),
             original_size=torch.tensor(frames.shape[1:3]),
+            proposals=None if scores is None else Proposals(proposed, torch.from_numpy(scores).float()),
         )
 
     def keyframe_image(self, index: int) -> np.ndarray:

@@ -4,7 +4,8 @@ Besides the mAP of what was detected, two mAPs with one half of the task done ri
 
 - *True boxes*: every annotated person is detected once, in the annotated box, and nobody else; the model scores its
   actions. Actors are given to the decoder as in training: each annotated box replaces the one of the query that
-  Hungarian matching assigns to it, the other queries stay. Scores are sigmoid(action logit), as the person is certain.
+  Hungarian matching assigns to it, the other queries stay; where an external detector gives the boxes, they are the
+  annotated ones and no others. Scores are sigmoid(action logit), as the person is certain.
   The gap to the mAP is what better localization could add. Where there are more persons than queries, the ones
   without a query count as missed.
 - *True classes*: detected boxes with the scores they have, struck out for every class that no annotated person under
@@ -31,8 +32,9 @@ from torch import Tensor
 from evad.lightning_module import EVADModule
 from evad.metrics.frame_ap import box_iou
 from evad.metrics.keyframe_metrics import PERSON, GatheredDetections, KeyframeMetric
-from evad.models.criterion import Match
-from evad.structures import Batch, Detections, Target
+from evad.models.criterion import HungarianMatcher, Match
+from evad.models.external import ExternalBoxes
+from evad.structures import Batch, Detections, Proposals, Target
 
 IOU_THRESHOLD = 0.5
 """Smallest IoU at which a box counts as that of a person."""
@@ -116,10 +118,13 @@ class DecomposingModule(EVADModule):
     def validation_step(self, batch: Batch, _: int) -> None:
         """Detections of a batch into one metric, its annotated boxes with the actions given to them into the other."""
         encoded = self.model.encoder(batch.clips)
-        person_logits, boxes = self.model.localize(encoded, batch.sizes)
+        person_logits, boxes = self.model.localize(encoded, batch.sizes, batch.proposals)
         output = self.model.classify(encoded, person_logits, boxes, boxes[-1], batch.sizes)
         self.metric.update(batch.keyframes, self.postprocess(output, batch.sizes, batch.original_sizes))
-        matches = self.criterion.matcher(person_logits[-1], boxes[-1], batch.targets, batch.sizes)
+        if isinstance(self.model.localization, ExternalBoxes):  # boxes are given anyway: give the annotated ones
+            truth = [Proposals(target.boxes, torch.ones_like(target.boxes[:, 0])) for target in batch.targets]
+            person_logits, boxes = self.model.localize(encoded, batch.sizes, truth)
+        matches = HungarianMatcher()(person_logits[-1], boxes[-1], batch.targets, batch.sizes)
         true_boxes = with_true_boxes(boxes[-1], batch.targets, matches)
         given = self.model.classify(encoded, person_logits, boxes, true_boxes, batch.sizes)
         scores = given.action_logits[-1].float().sigmoid()

@@ -49,19 +49,34 @@ class Attention(nn.Module):
         return self.merge(attention(*self.project(x)))
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Attention output, (B, heads, M, d) queries over N keys and values -> (B, heads, M, d).
 
     Fused, except for bfloat16 inference on a CPU: there the fused kernel multiplies no faster than in float32, while
     plain matrix products do.
+
+    Args:
+        query: (B, heads, M, d).
+        key: (B, heads, N, d).
+        value: (B, heads, N, d).
+        mask: (B, N) bool, True at keys that may be attended to, or numbers added to the logits of each key; None: all
+            of them count alike. Fused kernels that take one are slower.
     """
+    if mask is not None:
+        mask = mask if mask.dtype == torch.bool else mask.to(query.dtype)
+        return F.scaled_dot_product_attention(query, key, value, mask[:, None, None])
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and not torch.is_grad_enabled():
         return attention_by_rows(query, key, value)[0]
     return F.scaled_dot_product_attention(query, key, value)
 
 
 def attention_by_rows(
-    query: Tensor, key: Tensor, value: Tensor | None, boundary: int = 0, chunk: int = 512
+    query: Tensor,
+    key: Tensor,
+    value: Tensor | None,
+    boundary: int = 0,
+    chunk: int = 256,
+    row_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention computed a few query rows at a time, so that the column sums of its probabilities come for free.
 
@@ -74,6 +89,7 @@ def attention_by_rows(
         value: (B, heads, N, d), or None to leave the output out.
         boundary: Queries before and behind it are summed apart.
         chunk: Query rows per step.
+        row_weight: (B, M) weight of each query in the sums; None: 1.
 
     Returns:
         Output (B, heads, M, d), empty without values; sums (2, B, N) over heads and queries of the probability that
@@ -87,6 +103,7 @@ def attention_by_rows(
     out = torch.empty_like(flat_query) if value is not None else query.new_empty(batch * heads, 0, dim)
     precise = torch.promote_types(query.dtype, torch.float32)
     sums = torch.zeros(2, batch * heads, key.shape[2], dtype=precise, device=query.device)
+    weight = None if row_weight is None else row_weight.to(precise).repeat_interleave(heads, 0).unsqueeze(2)
     step = 1 if query.device.type == "cpu" else batch * heads
     parts = [(0, 0, boundary), (1, boundary, rows)]
     with torch.autocast(query.device.type, enabled=False):  # it would round the sums
@@ -96,7 +113,8 @@ def attention_by_rows(
                 for start in range(first, end, chunk):
                     here = slice(start, min(start + chunk, end))
                     probability = torch.bmm(flat_query[at, here], flat_key[at]).softmax(-1)
-                    sums[part, at] += probability.sum(1, dtype=precise)
+                    weighted = probability if weight is None else probability * weight[at, here]
+                    sums[part, at] += weighted.sum(1, dtype=precise)
                     if flat_value is not None:
                         out[at, here] = torch.bmm(probability, flat_value[at])
     return out.unflatten(0, (batch, heads)), sums.unflatten(1, (batch, heads)).sum(2)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
+import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from evad.models.actors import ActorReader, Fill
 from evad.models.attention import Attention, attention, xavier_init
 from evad.models.positions import GridPositions
-from evad.models.roi import align_by_product, extend_boxes
 from evad.models.tokens import Tokens
 
 
@@ -32,14 +31,17 @@ class DecoderBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, num_queries: int | None = None) -> Tensor:
-        """Refine the last `num_queries` of N tokens (all by default): (B, N, D) -> (B, num_queries, D)."""
+    def forward(self, x: Tensor, num_queries: int | None = None, mask: Tensor | None = None) -> Tensor:
+        """Refine the last `num_queries` of N tokens (all by default): (B, N, D) -> (B, num_queries, D).
+
+        `mask` (B, N) is True at tokens that may be attended to; None: all of them.
+        """
         normed = self.norm1(x)
         if num_queries is None:
             projected = self.attn.project(normed)
         else:
             projected, x = self.attn.project_last(normed, num_queries), x[:, -num_queries:]
-        x = x + self.drop_path(self.attn.merge(attention(*projected)))
+        x = x + self.drop_path(self.attn.merge(attention(*projected, mask)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -84,8 +86,8 @@ class ContextRefinementDecoder(nn.Module):
         )
         self.heads = nn.ModuleList(action_head(dim, hidden_dim, num_classes) for _ in range(depth))
 
-    def forward(self, context: Tensor, actors: Tensor) -> Tensor:
-        """Classify actors (B, Q, D) in their context (B, M, D).
+    def forward(self, context: Tensor, actors: Tensor, occupied: Tensor | None = None) -> Tensor:
+        """Classify actors (B, Q, D) in their context (B, M, D); nobody attends to those not `occupied` (B, Q).
 
         The last block computes actors only: its context tokens would be read by nobody.
 
@@ -94,16 +96,17 @@ class ContextRefinementDecoder(nn.Module):
         """
         num_actors = actors.shape[1]
         x = torch.cat([context, actors], dim=1)
+        mask = None if occupied is None else F.pad(occupied, (context.shape[1], 0), value=True)
         logits = []
         last = len(self.blocks) - 1
         for number, (block, head) in enumerate(zip(self.blocks, self.heads)):
-            x = block(x, num_queries=num_actors if number == last else None)
+            x = block(x, num_queries=num_actors if number == last else None, mask=mask)
             if self.training or number == last:
                 logits.append(head(x[:, -num_actors:]))
         return torch.stack(logits)
 
 
-class ClassificationBranch(nn.Module):
+class ClassificationBranch(ActorReader):
     """Surviving tokens and located actors -> action logits.
 
     Args:
@@ -111,7 +114,7 @@ class ClassificationBranch(nn.Module):
         dim: Channels D of the restored volume and decoder.
         num_slices: T'.
         base_grid: Rows and columns of the position table.
-        decoder: Maps context (B, M, D) and actors (B, Q, D) to logits (D', B, Q, K).
+        decoder: Maps context (B, M, D), actors (B, Q, D) and who of them is `occupied` to logits (D', B, Q, K).
         stride: Pixels per token along each side.
         roi_extension: (x, y) by which boxes are widened before RoIAlign.
         roi_size: Bins along each side of an RoI.
@@ -132,32 +135,25 @@ class ClassificationBranch(nn.Module):
         stride: int = 16,
         roi_extension: tuple[float, float] = (0.4, 0.2),
         roi_size: int = 7,
-        fill: Literal["mask_token", "zeros"] = "mask_token",
+        fill: Fill = "mask_token",
     ) -> None:
-        super().__init__()
-        if fill not in ("mask_token", "zeros"):
-            raise ValueError(f"fill {fill!r} is neither 'mask_token' nor 'zeros'")
-        if len(roi_extension) != 2 or min(roi_extension) < 0:
-            raise ValueError(f"roi_extension {roi_extension} must be two numbers (x, y), neither negative")
-        self.stride, self.roi_size = stride, roi_size
-        self.roi_extension = (float(roi_extension[0]), float(roi_extension[1]))
+        super().__init__(stride, roi_extension, roi_size)
         self.project = nn.Linear(in_dim, dim, bias=False)
         self.positions = GridPositions(dim, num_slices, (base_grid[0], base_grid[1]))
-        if fill == "mask_token":
-            self.mask_token = nn.Parameter(torch.empty(dim))
-            nn.init.normal_(self.mask_token, std=0.02)
-        else:
-            self.register_buffer("mask_token", torch.zeros(dim), persistent=False)
+        self.add_mask_token(dim, fill)
         self.decoder = decoder
         xavier_init(self)
 
-    def forward(self, tokens: Tokens, boxes: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tokens, boxes: Tensor, sizes: Tensor, occupied: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Classify the actor in each box.
 
         Args:
             tokens: Surviving tokens after the encoder's final norm.
             boxes: (B, Q, 4) xyxy pixels of the unpadded clip.
             sizes: (B, 2) valid height and width in pixels.
+            occupied: (B, Q) bool, False where a list of actors is only filled up; None: all are actors.
 
         Returns:
             Actor features before refinement (B, Q, D), action logits (D', B, Q, K).
@@ -166,25 +162,4 @@ class ClassificationBranch(nn.Module):
         volume = tokens.restore(self.mask_token) + self.positions(tokens.grid)  # (B, T' * H' * W', D)
         context = volume.gather(1, tokens.position.unsqueeze(2).expand_as(tokens.x))
         actors = self.actor_features(volume, tokens.grid, boxes, sizes)
-        return actors, self.decoder(context, actors)
-
-    def actor_features(self, volume: Tensor, grid: tuple[int, int, int], boxes: Tensor, sizes: Tensor) -> Tensor:
-        """One vector per actor: its extended box on every slice, spatial maximum, temporal mean (3D RoIAlign).
-
-        All slices share the boxes, so they are stacked as channels and read at once.
-
-        Args:
-            volume: (B, T' * H' * W', D) in time, row, column order.
-            grid: (T', H', W').
-            boxes: (B, Q, 4) xyxy pixels of the unpadded clip.
-            sizes: (B, 2) valid height and width in pixels.
-
-        Returns:
-            (B, Q, D).
-        """
-        slices, height, width = grid
-        stacked = volume.unflatten(1, (slices, -1)).transpose(1, 2)  # (B, T', H' * W', D) -> (B, H' * W', T', D)
-        stacked = stacked.flatten(2).unflatten(1, (height, width))
-        extended = extend_boxes(boxes.detach(), sizes, self.roi_extension)  # RoIAlign has no gradient to its boxes
-        pooled = align_by_product(stacked, extended, self.roi_size, 1 / self.stride).amax(dim=2)  # (B, Q, T' * D)
-        return pooled.unflatten(2, (slices, -1)).mean(dim=2).to(volume.dtype)
+        return actors, self.decoder(context, actors, occupied)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
-from torchvision.ops import generalized_box_iou, generalized_box_iou_loss
+from torchvision.ops import box_iou, generalized_box_iou, generalized_box_iou_loss
 
 from evad.structures import EVADOutput, Target
 
@@ -145,7 +145,7 @@ class SetCriterion(nn.Module):
             stages.append((self.person_loss(logits, matches), *self.box_losses(boxes, targets, matches, sizes)))
         person, l1, giou = (torch.stack(terms) for terms in zip(*stages))
         # `matches` are those of the last stage: its boxes are the ones whose actions were classified.
-        action = self.action_loss(at_least_float32(output.action_logits), targets, matches)
+        action = action_loss(at_least_float32(output.action_logits), targets, matches)
         return Losses(person, l1 / num_boxes, giou / num_boxes, action)
 
     def person_loss(self, logits: Tensor, matches: list[Match]) -> Tensor:
@@ -167,14 +167,56 @@ class SetCriterion(nn.Module):
         l1 = (predicted / scales - truth / scales).abs().sum()
         return l1, generalized_box_iou_loss(predicted, truth, reduction="sum", eps=0.0)
 
-    @staticmethod
-    def action_loss(logits: Tensor, targets: list[Target], matches: list[Match]) -> Tensor:
-        """Mean binary cross-entropy over matched actors and classes, per decoder block: (D', B, Q, K) -> (D',).
 
-        Without any box the loss is 0, but still connected to the graph.
-        """
-        matched = torch.cat([logits[:, clip, queries] for clip, (queries, _) in enumerate(matches)], dim=1)
-        labels = torch.cat([target.labels[index] for target, (_, index) in zip(targets, matches)]).to(logits.dtype)
-        terms = F.binary_cross_entropy_with_logits(matched, labels.expand_as(matched), reduction="none")
-        count = mean_over_ranks(logits.new_tensor(float(matched[0].numel())))
-        return terms.sum(dim=(1, 2)) / torch.where(count > 0, count, 1.0)
+class OverlapMatcher:
+    """Gives every box the annotated box it overlaps most, several to one if need be (two-stage training).
+
+    Args:
+        iou: Smallest overlap; a box with less belongs to nobody.
+    """
+
+    def __init__(self, iou: float = 0.5) -> None:
+        self.iou = iou
+
+    @torch.no_grad()
+    def __call__(self, person_logits: Tensor, boxes: Tensor, targets: list[Target], sizes: Tensor) -> list[Match]:
+        """Match the actors (B, Q, 4); arguments and result as for `HungarianMatcher`."""
+        matches = []
+        for actors, target in zip(boxes, targets):
+            truth = target.boxes.to(actors.dtype)
+            overlap = box_iou(actors, torch.cat([truth, actors.new_zeros(1, 4)]))  # never without a column
+            best, index = overlap.nan_to_num(0.0).max(dim=1)
+            queries = torch.nonzero((best >= self.iou) & (index < len(truth))).squeeze(1)
+            matches.append((queries, index[queries]))
+        return matches
+
+
+class ActionCriterion(nn.Module):
+    """The action loss alone, for boxes of an external detector: nothing there learns to localize.
+
+    Args:
+        matcher: Assigns annotated boxes to actors.
+    """
+
+    def __init__(self, matcher: OverlapMatcher | None = None) -> None:
+        super().__init__()
+        self.matcher = matcher or OverlapMatcher()
+
+    def forward(self, output: EVADOutput, targets: list[Target], sizes: Tensor) -> Losses:
+        """Action terms of every decoder block, as of `SetCriterion`; the other terms are empty."""
+        matches = self.matcher(output.person_logits[-1], output.boxes[-1], targets, sizes)
+        action = action_loss(at_least_float32(output.action_logits), targets, matches)
+        none = action.new_zeros(0)
+        return Losses(none, none, none, action)
+
+
+def action_loss(logits: Tensor, targets: list[Target], matches: list[Match]) -> Tensor:
+    """Mean binary cross-entropy over matched actors and classes, per decoder block: (D', B, Q, K) -> (D',).
+
+    Without any box the loss is 0, but still connected to the graph.
+    """
+    matched = torch.cat([logits[:, clip, queries] for clip, (queries, _) in enumerate(matches)], dim=1)
+    labels = torch.cat([target.labels[index] for target, (_, index) in zip(targets, matches)]).to(logits.dtype)
+    terms = F.binary_cross_entropy_with_logits(matched, labels.expand_as(matched), reduction="none")
+    count = mean_over_ranks(logits.new_tensor(float(matched[0].numel())))
+    return terms.sum(dim=(1, 2)) / torch.where(count > 0, count, 1.0)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from evad.models.attention import Attention, attention, xavier_init
 from evad.models.positions import GridPositions
-from evad.models.pruning import ContextOrder, KeyframePruning
-from evad.models.tokens import Tokens
+from evad.models.pruning import ContextOrder, KeyframePruning, TokenPruning
+from evad.models.tokens import KeyframeRule, Tokens
 
 
 class PatchEmbed(nn.Module):
@@ -63,7 +64,7 @@ class EncoderBlock(nn.Module):
         num_heads: int,
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
-        pruning: KeyframePruning | None = None,
+        pruning: TokenPruning | None = None,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
@@ -71,18 +72,20 @@ class EncoderBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))  # exact (erf) GELU
         self.drop_path = DropPath(drop_path)
-        self.pruning: KeyframePruning | None = pruning
+        self.pruning: TokenPruning | None = pruning
 
     def forward(self, tokens: Tokens) -> Tokens:
-        query, key, value = self.attn.project(self.norm1(tokens.x))
+        x = tokens.sequence()
+        query, key, value = self.attn.project(self.norm1(x))
         if self.pruning is None:
-            attended, importance = attention(query, key, value), None
+            attended, importance = attention(query, key, value, tokens.attention_bias()), None
         else:
-            attended, importance = self.pruning.attend(query, key, value, tokens.num_keyframe)
-        tokens = tokens.with_features(tokens.x + self.drop_path(self.attn.merge(attended)))
+            attended, importance = self.pruning.attend(query, key, value, tokens)
+        tokens = tokens.with_sequence(x + self.drop_path(self.attn.merge(attended)))
         if self.pruning is not None:
             tokens = self.pruning(tokens, importance)
-        return tokens.with_features(tokens.x + self.drop_path(self.mlp(self.norm2(tokens.x))))
+        x = tokens.sequence()
+        return tokens.with_sequence(x + self.drop_path(self.mlp(self.norm2(x))))
 
 
 @dataclass
@@ -90,9 +93,10 @@ class EncoderOutput:
     """What the encoder hands to the two branches.
 
     Attributes:
-        tokens: Surviving tokens after the final norm.
+        tokens: Surviving tokens (`decoder_input: all`: then the dropped ones) after the final norm.
         keyframe_maps: Keyframe feature maps, each (B, C, H', W'), before the final norm.
-        kept: Per pruning stage, (B, n) grid positions of the context tokens that survived it.
+        kept: Per pruning stage, (B, n) grid positions of the context tokens that survived it, under unified pruning of
+            all that did. Dropping before the first block is a stage. A merged token has the position it stands at.
     """
 
     tokens: Tokens
@@ -110,8 +114,14 @@ class VideoTransformer(nn.Module):
         map_blocks: 1-based blocks after which the keyframe map is taken for localization (3, 6, 9, 12).
         prune_blocks: 1-based blocks that prune (4, 7, 10).
         keep_rate: rho of every pruning block, or one value per block of the encoder; 1 = no pruning.
-        w_kf: Weight of keyframe queries in the importance score (Eq. 1).
-        context_order: Where surviving tokens are written back, see `KeyframePruning`.
+        pruning: Makes the pruning of a block from its keep rate and `context_order`.
+        entry: What happens to the tokens before the first block: (tokens, clips) -> tokens; None: nothing.
+        context_order: Where surviving tokens are written back, see `TokenPruning`.
+        keyframe: `keep`: every keyframe token stays. `unified`: pruning treats them as all others, and ceil(rho * N)
+            tokens survive (Table 1c). Where one has left, the localization maps show the last value it had; the
+            restored volume has the fill of any dropped position.
+        decoder_input: `preserved`: the survivors go on to the classification branch. `all`: also every dropped token,
+            as it left its stage, after the final norm like the others (Table 1d).
         num_frames: T, frames per clip.
         tubelet: Frames per cube.
         patch: Pixels along a cube's side.
@@ -121,8 +131,8 @@ class VideoTransformer(nn.Module):
         activation_checkpointing: Recompute each block in the backward pass instead of storing it.
 
     Raises:
-        ValueError: if a map or pruning block does not exist, a keep rate is outside (0, 1], or a list of keep rates has
-            another length than `depth`.
+        ValueError: if a map or pruning block does not exist, a keep rate is outside (0, 1], a list of keep rates has
+            another length than `depth`, or `keyframe` or `decoder_input` is another word.
     """
 
     def __init__(
@@ -133,8 +143,11 @@ class VideoTransformer(nn.Module):
         map_blocks: Sequence[int],
         prune_blocks: Sequence[int],
         keep_rate: float | Sequence[float],
-        w_kf: float = 1.0,
+        pruning: Callable[..., TokenPruning] = KeyframePruning,
+        entry: nn.Module | None = None,
         context_order: ContextOrder = "position",
+        keyframe: KeyframeRule = "keep",
+        decoder_input: Literal["preserved", "all"] = "preserved",
         num_frames: int = 16,
         tubelet: int = 2,
         patch: int = 16,
@@ -149,17 +162,22 @@ class VideoTransformer(nn.Module):
         self.map_blocks = tuple(map_blocks)
         if not all(1 <= block <= depth for block in self.map_blocks):
             raise ValueError(f"map_blocks {self.map_blocks} do not lie within the {depth} blocks of the encoder")
-        self.context_order = context_order
+        if keyframe not in ("keep", "unified"):
+            raise ValueError(f"keyframe {keyframe!r} is neither 'keep' nor 'unified'")
+        if decoder_input not in ("preserved", "all"):
+            raise ValueError(f"decoder_input {decoder_input!r} is neither 'preserved' nor 'all'")
+        self.context_order, self.keyframe, self.decoder_input = context_order, keyframe, decoder_input
         self.activation_checkpointing = activation_checkpointing
         self.patch_embed = PatchEmbed(dim, tubelet, patch)
         self.positions = GridPositions(dim, num_frames // tubelet, (base_grid[0], base_grid[1]))
+        self.entry: nn.Module | None = entry
         self.blocks = nn.ModuleList(
             EncoderBlock(
                 dim,
                 num_heads,
                 mlp_ratio,
                 drop_path=drop_path * i / max(depth - 1, 1),
-                pruning=KeyframePruning(rate, w_kf, context_order) if rate < 1 else None,
+                pruning=pruning(keep_rate=rate, context_order=context_order) if rate < 1 else None,
             )
             for i, rate in enumerate(rates)
         )
@@ -174,19 +192,29 @@ class VideoTransformer(nn.Module):
                 tokens for the keep rate.
         """
         x, grid = self.patch_embed(clips)
-        tokens = Tokens.from_grid(x + self.positions(grid), grid)
+        remember = self.keyframe == "unified" or self.decoder_input == "all"
+        tokens = Tokens.from_grid(x + self.positions(grid), grid, self.keyframe, remember)
         maps: list[Tensor] = []
         kept: list[Tensor] = []
+        if self.entry is not None:
+            tokens = self.entry(tokens, clips)
+            if tokens.position.shape[1] < x.shape[1]:
+                kept.append(tokens.position[:, tokens.num_protected :])
         for number, block in enumerate(self.blocks, start=1):
             tokens = self._run(block, tokens)
             if block.pruning is not None:
-                kept.append(tokens.position[:, tokens.num_keyframe :])
+                kept.append(tokens.position[:, tokens.num_protected :])
             if number in self.map_blocks:
                 maps.append(tokens.keyframe_map())
-        tokens = tokens.with_features(self.norm(tokens.x))
+        return EncoderOutput(self._output(tokens), maps, kept)
+
+    def _output(self, tokens: Tokens) -> Tokens:
+        """What the classification branch gets: normed tokens of the grid, without extra ones."""
         if self.context_order == "score":
             tokens = tokens.in_grid_order()
-        return EncoderOutput(tokens, maps, kept)
+        if self.decoder_input == "all":
+            tokens = tokens.with_dropped()
+        return Tokens(self.norm(tokens.x), tokens.position, tokens.grid, tokens.keyframe)
 
     def _run(self, block: nn.Module, tokens: Tokens) -> Tokens:
         if self.activation_checkpointing and self.training:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from evad.models.classification import ClassificationBranch
+from evad.models.actors import ActorReader
 from evad.models.encoder import EncoderOutput, VideoTransformer
+from evad.models.external import ExternalBoxes
 from evad.models.fpn import KeyframePyramid
 from evad.models.localization import LocalizationBranch
-from evad.structures import EVADOutput
+from evad.structures import EVADOutput, Proposals
 
 
 class EVAD(nn.Module):
@@ -17,16 +18,16 @@ class EVAD(nn.Module):
     Args:
         encoder: Clips -> `EncoderOutput`: surviving tokens and keyframe maps.
         pyramid: Keyframe maps -> pyramid levels.
-        localization: Levels and sizes -> person logits and boxes.
+        localization: Levels, sizes and proposals -> person logits and boxes.
         classification: Tokens, boxes and sizes -> actor features and action logits.
     """
 
     def __init__(
         self,
         encoder: VideoTransformer,
-        pyramid: KeyframePyramid,
-        localization: LocalizationBranch,
-        classification: ClassificationBranch,
+        pyramid: KeyframePyramid | nn.Identity,
+        localization: LocalizationBranch | ExternalBoxes,
+        classification: ActorReader,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -34,29 +35,33 @@ class EVAD(nn.Module):
         self.localization = localization
         self.classification = classification
 
-    def forward(self, clips: Tensor, sizes: Tensor) -> EVADOutput:
+    def forward(self, clips: Tensor, sizes: Tensor, proposals: list[Proposals] | None = None) -> EVADOutput:
         """Detect the actors of each clip's keyframe and score their actions.
 
         Args:
             clips: (B, 3, T, H, W) normalised clips, padded with 0 on the right and at the bottom.
             sizes: (B, 2) int64, valid height and width of each clip in pixels.
+            proposals: B times the boxes of an external detector; only `ExternalBoxes` reads them.
 
         Returns:
             The same in training and evaluation, but that only training has action logits of every decoder block.
         """
         encoded = self.encoder(clips)
-        person_logits, boxes = self.localize(encoded, sizes)
+        person_logits, boxes = self.localize(encoded, sizes, proposals)
         return self.classify(encoded, person_logits, boxes, boxes[-1], sizes)
 
-    def localize(self, encoded: EncoderOutput, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    def localize(
+        self, encoded: EncoderOutput, sizes: Tensor, proposals: list[Proposals] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Person logits (S, B, Q, 2) and boxes (S, B, Q, 4) of every localization stage."""
-        return self.localization(self.pyramid(encoded.keyframe_maps), sizes)
+        return self.localization(self.pyramid(encoded.keyframe_maps), sizes, proposals)
 
     def classify(
         self, encoded: EncoderOutput, person_logits: Tensor, boxes: Tensor, actor_boxes: Tensor, sizes: Tensor
     ) -> EVADOutput:
         """Actions of the actors in `actor_boxes` (B, Q, 4): the last stage's, or better ones early in training."""
-        roi_features, action_logits = self.classification(encoded.tokens, actor_boxes, sizes)
+        occupied = self.localization.occupied(boxes[-1])
+        roi_features, action_logits = self.classification(encoded.tokens, actor_boxes, sizes, occupied)
         return EVADOutput(
             person_logits=person_logits,
             boxes=boxes,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from evad.models.attention import xavier_init
 from evad.models.roi import pyramid_roi_align
+from evad.structures import Proposals
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -52,20 +53,20 @@ class DynamicConv(nn.Module):
     Args:
         dim: Channels C of queries and RoI features.
         dim_dynamic: Channels between the two generated products.
-        roi_size: Bins S along each side of an RoI.
+        num_bins: Bins M of an RoI.
     """
 
-    def __init__(self, dim: int, dim_dynamic: int, roi_size: int) -> None:
+    def __init__(self, dim: int, dim_dynamic: int, num_bins: int) -> None:
         super().__init__()
         self.dim, self.dim_dynamic = dim, dim_dynamic
         self.generate = nn.Linear(dim, 2 * dim * dim_dynamic)
         self.norm1 = nn.LayerNorm(dim_dynamic)
         self.norm2 = nn.LayerNorm(dim)
-        self.out = nn.Linear(dim * roi_size**2, dim)
+        self.out = nn.Linear(dim * num_bins, dim)
         self.norm3 = nn.LayerNorm(dim)
 
     def forward(self, queries: Tensor, rois: Tensor) -> Tensor:
-        """(R, C) queries, (R, S * S, C) RoI features -> (R, C)."""
+        """(R, C) queries, (R, M, C) RoI features -> (R, C)."""
         generated = self.generate(queries)
         first, second = generated.split(self.dim * self.dim_dynamic, dim=1)
         x = torch.bmm(rois.to(generated.dtype), first.unflatten(1, (self.dim, self.dim_dynamic)))
@@ -109,7 +110,7 @@ class DynamicHead(nn.Module):
         super().__init__()
         self.self_attn = nn.MultiheadAttention(dim, num_heads, batch_first=True)
         self.norm1 = nn.LayerNorm(dim)
-        self.interaction = DynamicConv(dim, dim_dynamic, roi_size)
+        self.interaction = DynamicConv(dim, dim_dynamic, roi_size**2)
         self.norm2 = nn.LayerNorm(dim)
         self.ffn = nn.Sequential(nn.Linear(dim, dim_feedforward), nn.ReLU(), nn.Linear(dim_feedforward, dim))
         self.norm3 = nn.LayerNorm(dim)
@@ -176,12 +177,15 @@ class LocalizationBranch(nn.Module):
             for head in heads:
                 head.box_deltas.weight.mul_(delta_gain)
 
-    def forward(self, levels: list[Tensor], sizes: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, levels: list[Tensor], sizes: Tensor, proposals: list[Proposals] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Persons in the keyframe.
 
         Args:
             levels: Pyramid maps (B, C, h_l, w_l), fine to coarse.
             sizes: (B, 2) valid height and width in pixels.
+            proposals: Boxes for `ExternalBoxes`, which take the place of this branch; not read here.
 
         Returns:
             Person logits (S, B, Q, 2) with 0 = person and 1 = background, and boxes (S, B, Q, 4) in xyxy pixels of the
@@ -199,6 +203,10 @@ class LocalizationBranch(nn.Module):
             all_boxes.append(boxes)
             boxes = boxes.detach()
         return torch.stack(all_logits), torch.stack(all_boxes)
+
+    def occupied(self, boxes: Tensor) -> None:
+        """Which boxes (B, Q, 4) are actors rather than filling: all of them."""
+        return
 
 
 def proposals(num_queries: int, initial_boxes: Sequence[Sequence[float]] | None) -> Tensor:

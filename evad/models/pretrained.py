@@ -15,7 +15,7 @@ from evad.models.checkpoint import TABLE, PretrainedWeights, read_pretrained
 from evad.models.encoder import VideoTransformer
 from evad.models.evad import EVAD
 from evad.models.positions import GridPositions, resize_table, sine_cosine_table
-from evad.models.pruning import ContextOrder, KeyframePruning
+from evad.models.pruning import ContextOrder, TokenPruning
 
 # Below this share of matched encoder parameters the file is of another architecture.
 REQUIRED_SHARE = 0.95
@@ -145,10 +145,10 @@ def initialise(model: EVAD, weights: PretrainedWeights) -> Report:
 
 
 def set_context_order(encoder: VideoTransformer, order: ContextOrder) -> None:
-    """Write kept tokens back as `order` says, see `KeyframePruning`."""
+    """Write kept tokens back as `order` says, see `TokenPruning`."""
     encoder.context_order = order
     for module in encoder.modules():
-        if isinstance(module, KeyframePruning):
+        if isinstance(module, TokenPruning):
             module.context_order = order
 
 

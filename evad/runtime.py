@@ -1,0 +1,43 @@
+"""Settings of the process that make the detector run well on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+# Of malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep the memory of freed tensors for the next ones instead of giving it back at once.
+
+    By default glibc maps every large tensor anew, and each of its pages costs a fault when first written: 5 to 8 % of a
+    forward pass of ViT-B on a virtual machine. The peak of the memory in use stays the same, but it is not returned
+    before the process ends. Call it before the first large tensor, where the detector runs on the CPU.
+
+    Returns:
+        Whether the C library took the settings; False where it is not glibc.
+    """
+    library = c_library()
+    return library is not None and bool(
+        library.mallopt(_M_MMAP_MAX, 0) and library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    )
+
+
+def release_freed_memory() -> None:
+    """Give kept memory back, so that it does not count as the next job's."""
+    library = c_library()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+def c_library() -> ctypes.CDLL | None:
+    """glibc, or None where the C library is another."""
+    if sys.platform != "linux":
+        return None
+    try:
+        library = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return None
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None

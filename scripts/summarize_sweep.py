@@ -1,0 +1,34 @@
+"""Summary of one or several sweeps: mean and standard deviation over seeds, as a markdown table.
+
+    python scripts/summarize_sweep.py multirun/mini_keep_rate
+    python scripts/summarize_sweep.py multirun/first multirun/second --csv both.csv
+
+Prints the table. Of a single sweep, `summary.csv` and `summary.md` in its folder are written anew, as `--multirun` does
+after every job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from evad.sweep_summary import markdown, read_jobs, write_summary
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folder of a sweep")
+    parser.add_argument("--csv", type=Path, help="also write one row per job to this file")
+    options = parser.parse_args(arguments)
+    for folder in options.folders:
+        if not len(read_jobs([folder])):
+            sys.exit(f"error: {folder}: no run.json in any folder of it; give the folder of a sweep")
+    jobs = write_summary(options.folders[0]) if len(options.folders) == 1 else read_jobs(options.folders)
+    print(markdown(", ".join(folder.name for folder in options.folders), jobs))
+    if options.csv:
+        jobs.to_csv(options.csv, index=False)
+
+
+if __name__ == "__main__":
+    main()
