@@ -149,7 +149,9 @@ def test_every_broken_run_has_a_row_that_says_what_is_wrong(tmp_path):
     interrupted = write_run(tmp_path / "2", planned=4, metrics=False)
     write_metrics(interrupted / "metrics.0.csv", [(0.1, 0.2)])
     failed = write_run(tmp_path / "3", planned=4, epochs=[(0.3, 0.3)])
-    (failed / "run.json").write_text('{"status": "failed", "overrides": ["seed=1"], "seconds": 3}')
+    (failed / "run.json").write_text(
+        '{"status": "failed", "overrides": ["seed=1"], "error": "ValueError: too\\n few", "seconds": 3}'
+    )
     (write_run(tmp_path / "4") / "metrics.csv").write_text("")
     died_at_once = tmp_path / "5"
     (died_at_once / ".hydra").mkdir(parents=True)
@@ -172,7 +174,8 @@ def test_every_broken_run_has_a_row_that_says_what_is_wrong(tmp_path):
         "interrupted",
     ]
     problems = frame["problems"].tolist()
-    assert problems[0] == problems[3] == ""
+    assert problems[0] == ""
+    assert problems[3] == "ValueError: too few"
     assert problems[1] == problems[2] == "metrics.csv is missing"
     assert problems[4] == "metrics.csv cannot be read: No columns to parse from file"
     assert problems[5] == "no configuration; metrics.csv is missing"

@@ -17,8 +17,6 @@ from omegaconf import OmegaConf
 
 from evad.run_files import CLASSES, CONFIG, RECORD, RESOLVED, metric_files
 
-"""Written by a sweep beside each job: {"status": "finished|failed|running", "overrides": [...], "seconds": ...}."""
-
 BELOW_A_RUN = ("checkpoints", "eval", "predict", "wandb")
 """Folders inside a run that hold no runs of their own."""
 
@@ -142,6 +140,8 @@ def read_settings(run: RunFolder) -> None:
     """Configuration, sweep record, command line and group choices of a run."""
     if (run.path / RECORD).is_file():
         run.record = load(run, run.path / RECORD, dict)
+        if run.record.get("error"):
+            run.problems.append(" ".join(str(run.record["error"]).split()))
     hydra = run.path / ".hydra"
     configs = [run.path / RESOLVED, run.path / CONFIG, hydra / "config.yaml"]
     for config in filter(Path.is_file, configs):
