@@ -6,7 +6,7 @@ import ctypes
 import sys
 
 # Of malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def keep_freed_memory() -> bool:
@@ -20,9 +20,11 @@ def keep_freed_memory() -> bool:
         Whether the C library took the settings; False where it is not glibc.
     """
     library = c_library()
-    return library is not None and bool(
-        library.mallopt(_M_MMAP_MAX, 0) and library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    )
+    if library is None:
+        return False
+    # Tensors below 1 GiB come from the heap; before version 2.35 glibc accepts 32 MiB at the most.
+    mapped = any(library.mallopt(_M_MMAP_THRESHOLD, limit) for limit in (2**30, 2**25))
+    return mapped and bool(library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def release_freed_memory() -> None:
