@@ -36,6 +36,16 @@ def test_survival_is_what_the_detector_kept(tiny_model, tiny_batch):
     assert not (survival[:, 1:] & ~survival[:, :-1]).any()  # what is dropped stays dropped
 
 
+def test_survival_under_unified_pruning(tiny_model, tiny_batch):
+    model, batch = tiny_model("model.keyframe=unified"), tiny_batch()
+    survival = token_survival(model, batch.clips)
+    for clip in range(2):
+        assert torch.equal(
+            survival[clip, -1].flatten().nonzero().squeeze(1), outputs(model, batch).positions[clip].sort().values
+        )
+    assert not survival[:, -1, 2].all()  # some of the keyframe left
+
+
 def test_survival_leaves_the_modes_of_all_modules_alone(tiny_model, tiny_batch):
     model = tiny_model().train()
     model.pyramid.eval()

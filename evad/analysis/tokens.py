@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou
 
 from evad.models.evad import EVAD
+from evad.models.tokens import KeyframeRule
 from evad.structures import Batch, EVADOutput
 
 Grid = tuple[int, int, int]
@@ -54,17 +55,17 @@ def token_survival(model: EVAD, clips: Tensor) -> Tensor:
     """
     with evaluating(model):
         encoded = model.encoder(clips)
-    return survival_of(encoded.kept, grid_of(model, clips), len(clips)).cpu()
+    return survival_of(encoded.kept, grid_of(model, clips), len(clips), model.encoder.keyframe).cpu()
 
 
-def survival_of(kept: list[Tensor], grid: Grid, batch: int) -> Tensor:
+def survival_of(kept: list[Tensor], grid: Grid, batch: int, keyframe: KeyframeRule = "keep") -> Tensor:
     """Positions (B, n) of the surviving context tokens, one tensor per stage -> (B, S, T', H', W') bool.
 
-    Tokens of the keyframe, slice T' // 2, always survive.
+    Tokens of the keyframe, slice T' // 2, survive unlisted unless `keyframe` says `unified`.
     """
     slices, height, width = grid
     survival = torch.zeros(batch, len(kept), slices * height * width, dtype=torch.bool)
-    survival.unflatten(2, grid)[:, :, slices // 2] = True
+    survival.unflatten(2, grid)[:, :, slices // 2] = keyframe == "keep"
     for stage, positions in enumerate(kept):
         survival[:, stage].scatter_(1, positions.cpu(), True)
     return survival.unflatten(2, grid)
