@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := outputs/demo
-# Two PyTorch threads beside one reading process suit small machines; give THREADS=8 on a larger one.
+# Threads of the demo's training, beside one reading process; processes of the tests. Give THREADS=8 on a larger machine.
 THREADS ?= 2
 
 .PHONY: demo test lint clean
@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python scripts/demo.py $(DEMO)
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(THREADS) --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
