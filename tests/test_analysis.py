@@ -54,7 +54,8 @@ def write_metrics(path, epochs, first=0):
 def test_a_run_is_one_row_with_settings_quality_and_cost(tmp_path):
     run = write_run(tmp_path / "run", epochs=[(0.2, 0.5), (0.4, 0.75), (0.3, 0.8)], planned=3, seed=7)
     frame = read_runs(run)
-    assert math.isnan(frame.pop("seconds").item())  # only sweeps note it
+    assert math.isnan(frame.pop("seconds").item())  # only run.json notes them
+    assert math.isnan(frame.pop("attempts").item())
     assert frame.to_dict("records") == [
         {
             "run": run.as_posix(),
@@ -112,6 +113,13 @@ def test_swept_keys_and_parts_are_columns_where_runs_differ(tmp_path):
     assert frame["seconds"].tolist() == [12.5, 12.5]
     assert "recipe.workers" not in frame  # the same everywhere
     assert not {"pruning", "keyframe", "decoder_input"} & set(frame.columns)  # no run says anything about them
+
+
+def test_experiments_are_told_apart_and_a_resumed_run_is_of_the_one_it_is_named_after(tmp_path):
+    for number, overrides in enumerate([["+experiment=mini"], ["experiment='other'"], ["resume=0"]]):
+        record = {"status": "finished", "overrides": overrides}
+        (write_run(tmp_path / str(number)) / "run.json").write_text(json.dumps(record))
+    assert read_runs(tmp_path)["experiment"].tolist() == ["mini", "other", "mini"]
 
 
 def test_parts_are_named_by_choice_then_key_then_class(tmp_path):

@@ -19,7 +19,7 @@ from evad.analysis.figures import (
     training_cost,
 )
 from evad.analysis.open import first_pruning_run, open_run
-from evad.analysis.tables import change_table, class_gains, label_of, markdown, varying
+from evad.analysis.tables import change_table, class_gains, label_of, markdown, varying, with_deviation
 from evad.analysis.token_figures import area_share_figure, attention_figure, survival_figure
 
 
@@ -62,6 +62,12 @@ def test_settings_in_words():
         "keep rate 0.7, keyframe weight 4, fill zeros, RoI extension -"
     )
     assert label_of({}) == "all runs"
+
+
+@pytest.mark.parametrize(("mean", "std", "text"), [(0.25, 0.01, "0.250 ± 0.010"), (134.5, float("nan"), "134.5")])
+def test_numbers_are_rounded_to_what_they_mean(mean, std, text):
+    assert with_deviation(mean, std) == text
+    assert with_deviation(float("nan"), std) == "-"
 
 
 def test_change_table_is_the_papers_table(runs):

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 from omegaconf import OmegaConf
 
+from evad.identity import plain_value, split_override
 from evad.run_files import CLASSES, CONFIG, RECORD, RESOLVED, metric_files
 
 BELOW_A_RUN = ("checkpoints", "eval", "predict", "wandb")
@@ -29,8 +30,8 @@ class RunFolder:
         path: Its folder.
         config: `config.resolved.yaml`; without it `config.yaml`, whose interpolations are left as they stand.
         metrics: Everything logged, one row per logging call, parts from before a resume first; may be empty.
-        record: What a sweep noted about the job, empty outside sweeps.
-        overrides: The command line, from the sweep's record or Hydra.
+        record: `run.json`, empty without one.
+        overrides: Key -> value on the command line, from `run.json` or Hydra.
         choices: Chosen option of each config group.
         classes: Action id -> name.
         problems: What is missing or broken, in sentences.
@@ -40,13 +41,15 @@ class RunFolder:
     config: dict[str, Any] = field(default_factory=dict)
     metrics: pd.DataFrame = field(default_factory=pd.DataFrame)
     record: dict[str, Any] = field(default_factory=dict)
-    overrides: list[str] = field(default_factory=list)
+    overrides: dict[str, str] = field(default_factory=dict)
     choices: dict[str, Any] = field(default_factory=dict)
     classes: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def setting(self, key: str) -> Any:
-        """Value at a dotted key of the configuration, None if it has none."""
+        """Value at a dotted key of the configuration, of the command line in a run without one; None if it has none."""
+        if not self.config:
+            return parsed(self.overrides.get(key, "null"))
         node: Any = self.config
         for part in key.split("."):
             if not isinstance(node, dict) or part not in node:
@@ -80,6 +83,20 @@ class RunFolder:
             return "unknown"
         validated = self.column("val/mAP")
         return "finished" if len(validated) and validated.index.max() + 1 >= planned else "interrupted"
+
+    def lacks(self, what: str) -> None:
+        """Note what is missing, unless the run ended with an error, which is the reason."""
+        if not self.record.get("error"):
+            self.problems.append(what)
+
+
+def parsed(text: str) -> Any:
+    """A value of the command line as a configuration would have it."""
+    try:
+        values: Any = OmegaConf.to_container(OmegaConf.create(f"[{text}]"))
+        return values[0]
+    except Exception:  # what Hydra reads but YAML does not
+        return text
 
 
 def find_runs(folders: tuple[str | Path, ...]) -> list[Path]:
@@ -149,16 +166,18 @@ def read_settings(run: RunFolder) -> None:
             run.config = content
             break
     else:
-        run.problems.append("no configuration")
+        run.lacks("no configuration")
     overrides = run.record.get("overrides")
     if overrides is None and (hydra / "overrides.yaml").is_file():
         overrides = load(run, hydra / "overrides.yaml", list)
-    run.overrides = [str(override).lstrip("+~") for override in overrides or []]
+    run.overrides = dict(split_override(str(override)) for override in overrides or [])
     if (hydra / "hydra.yaml").is_file():
         tree = load(run, hydra / "hydra.yaml", dict).get("hydra") or {}
         run.choices = (tree.get("runtime") or {}).get("choices") or {}
     run.choices |= {  # the sweep's record outlives a resume, after which Hydra knows no groups
-        key: value for key, _, value in (override.partition("=") for override in run.overrides) if "/" in key
+        key: plain_value(value)
+        for key, value in run.overrides.items()
+        if "/" in key or key == "experiment" or isinstance(run.setting(key), dict)
     }
 
 
@@ -186,5 +205,5 @@ def read_parts(run: RunFolder) -> pd.DataFrame:
         except (OSError, ValueError) as error:  # empty and torn files are ValueErrors of pandas
             run.problems.append(f"{part.name} cannot be read: {str(error).splitlines()[0]}")
     if not (run.path / "metrics.csv").is_file():
-        run.problems.append("metrics.csv is missing")
+        run.lacks("metrics.csv is missing")
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

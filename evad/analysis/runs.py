@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from evad.analysis.folders import RunFolder, find_runs, read_folder
+from evad.identity import is_without_effect
 
 SETTINGS = {
     "keep_rate": "model.keep_rate",
@@ -44,9 +45,6 @@ CHOICE_OF_CLASS = {"ClassificationBranch": "decoder", "KeyframePruning": "mean_a
 MEASURES = ["mAP_last", "mAP_best", "person_AP_last", "person_AP_best", "gflops", "train_clips_per_s", "peak_memory_mb"]
 """Columns of `read_runs` that measure something, AP as fractions of 1."""
 
-OTHER_OVERRIDES = ("seed", "name", "resume", "init_from", "ckpt_path", "experiment")
-"""Overridden keys that are no swept setting, or have a column of their own; so has everything in `SETTINGS`."""
-
 
 def read_runs(*folders: str | Path) -> pd.DataFrame:
     """One row per run found at or below `folders`, finished or not.
@@ -59,8 +57,8 @@ def read_runs(*folders: str | Path) -> pd.DataFrame:
         where any run has them, and one per further key that was overridden on the command line and differs between
         the runs, under its dotted name; `epochs` (validated) and `max_epochs` (planned); `mAP_last`, `mAP_best`,
         `best_epoch` (from 1), `person_AP_last`, `person_AP_best` (at `best_epoch`), `gflops`, `train_clips_per_s`
-        (median over epochs), `peak_memory_mb` (largest), `seconds` (as noted by a sweep), `evaluations` (how many
-        `evad.eval` results lie in the run, see `evaluations`) and `problems`.
+        (median over epochs), `peak_memory_mb` (largest), `seconds` and `attempts` (of `run.json`), `evaluations` (how
+        many `evad.eval` results lie in the run, see `evaluations`) and `problems`.
 
     Raises:
         FileNotFoundError: if a folder does not exist.
@@ -75,9 +73,8 @@ def read_runs(*folders: str | Path) -> pd.DataFrame:
 def row(run: RunFolder, swept: Iterable[str]) -> dict[str, Any]:
     """One run as one row."""
     quality = quality_of(run)
-    problems = list(run.problems)
     if not run.metrics.empty and not quality["epochs"]:
-        problems.append("never validated")
+        run.lacks("never validated")
     return {
         "run": run.path.as_posix(),
         "name": run.setting("name"),
@@ -90,9 +87,9 @@ def row(run: RunFolder, swept: Iterable[str]) -> dict[str, Any]:
         "gflops": run.column("cost/gflops").iloc[-1:].mean(),
         "train_clips_per_s": run.column("cost/train_clips_per_s").median(),
         "peak_memory_mb": run.column("cost/peak_memory_mb").max(),
-        "seconds": run.record.get("seconds", float("nan")),
+        **{name: run.record.get(name, float("nan")) for name in ("seconds", "attempts")},
         "evaluations": len(evaluation_files(run.path)),
-        "problems": "; ".join(problems),
+        "problems": "; ".join(run.problems),
     }
 
 
@@ -131,18 +128,18 @@ def part_name(run: RunFolder, part: str) -> str | None:
 
 def swept_keys(runs: list[RunFolder]) -> list[str]:
     """Keys overridden on some command line, other than the usual columns', whose values differ between the runs."""
-    covered = {*SETTINGS.values(), *OTHER_OVERRIDES, *(f"model/{part}" for part in PARTS)}
-    given = dict.fromkeys(override.partition("=")[0] for run in runs for override in run.overrides if "=" in override)
-    keys = [key for key in given if key not in covered and not key.startswith(("hydra.", "hydra/", "paths."))]
+    covered = {"seed", "name", *SETTINGS.values(), *(f"model/{part}" for part in PARTS)}
+    given = dict.fromkeys(key for run in runs for key in run.overrides)
+    keys = [key for key in given if key not in covered and not is_without_effect(key)]
     return [key for key in keys if len({str(swept_value(run, key)) for run in runs}) > 1]
 
 
 def swept_value(run: RunFolder, key: str) -> Any:
     """Value of an overridden key; of a config group, the chosen option."""
-    if "/" in key or key in run.choices:
-        return run.choices.get(key)
-    value = run.setting(key)
-    return str(value) if isinstance(value, dict) else plain(value)
+    if key == "experiment":  # after a resume Hydra knows none, but it gave the run its name
+        return run.choices.get(key, run.setting("name"))
+    value = run.choices[key] if key in run.choices else run.setting(key)
+    return None if isinstance(value, dict) else plain(value)
 
 
 def describe(runs: pd.DataFrame) -> str:

@@ -18,6 +18,9 @@ TITLES = {
     "context_order": "order",
     "image_size": "image size",
     "decoder_input": "decoder input",
+    "mAP_best": "mAP (best epoch)",
+    "mAP_last": "mAP (last epoch)",
+    "person_AP_best": "person AP",
     "gflops": "GFLOPs",
     "train_clips_per_s": "training clips/s",
     "peak_memory_mb": "peak memory in MiB",
@@ -32,13 +35,13 @@ def summarize(runs: pd.DataFrame, by: Sequence[str], measures: Sequence[str] = M
 
     Args:
         runs: As `read_runs` gives them.
-        by: Columns whose values make a group; a missing value is a group of its own.
+        by: Columns whose values make a group; a missing value is a group of its own. Without any, all runs are one.
         measures: Columns to average.
 
     Returns:
-        One row per group in ascending order: the columns `by`, `runs` (finished), `unfinished` (left out), and for
-        every measure `<measure>_mean`, `<measure>_std` (divided by n - 1; NaN for one run) and `<measure>_n` (runs that
-        have a value).
+        One row per group in ascending order: the columns `by` (or `settings`, "all"), `runs` (finished), `unfinished`
+        (left out), and for every measure `<measure>_mean`, `<measure>_std` (divided by n - 1; NaN for one run) and
+        `<measure>_n` (runs that have a value).
 
     Raises:
         ValueError: if a column is missing; names those there are.
@@ -46,16 +49,16 @@ def summarize(runs: pd.DataFrame, by: Sequence[str], measures: Sequence[str] = M
     if missing := [column for column in (*by, *measures) if column not in runs]:
         raise ValueError(f"no column {', '.join(missing)}; there are {', '.join(map(str, runs.columns))}")
     done = runs["status"] == "finished"
-    groups = runs.assign(runs=done, unfinished=~done).groupby(list(by), dropna=False)
-    table = groups[["runs", "unfinished"]].sum().astype(int)
+    keys = [runs[column] for column in by] or [pd.Series("all", index=runs.index, name="settings")]
+    table = pd.DataFrame({"runs": done, "unfinished": ~done}).groupby(keys, dropna=False).sum().astype(int)
     finished = runs[list(measures)].astype(float).where(done, axis=0)
-    statistics = finished.groupby([runs[column] for column in by], dropna=False).agg(["mean", "std", "count"])
+    statistics = finished.groupby(keys, dropna=False).agg(["mean", "std", "count"])
     statistics.columns = [f"{measure}_{kind}" for measure in measures for kind in ("mean", "std", "n")]
     return table.join(statistics).reset_index()
 
 
 NO_SETTINGS = {
-    *("run", "status", "seed", "epochs", "max_epochs", "best_epoch", "seconds", "evaluations", "problems"),
+    *("run", "status", "seed", "epochs", "max_epochs", "best_epoch", "seconds", "attempts", "evaluations", "problems"),
     *MEASURES,
 }
 """Columns of `read_runs` that are no choice of the experimenter."""
@@ -71,10 +74,12 @@ def varying(runs: pd.DataFrame) -> list[str]:
 
 def label_of(settings: Mapping[str, Any]) -> str:
     """Settings in words: `keep rate 0.7, fill zeros`."""
-    shown = {
-        name: "-" if pd.isna(value) else f"{value:g}" if is_number(value) else value for name, value in settings.items()
-    }
-    return ", ".join(f"{TITLES.get(name, name)} {value}" for name, value in shown.items()) or "all runs"
+    return ", ".join(f"{TITLES.get(name, name)} {cell(value)}" for name, value in settings.items()) or "all runs"
+
+
+def cell(value: Any) -> str:
+    """A setting as text, `-` for a missing one."""
+    return "-" if pd.isna(value) else f"{value:g}" if is_number(value) else str(value)
 
 
 def is_number(value: object) -> bool:
@@ -90,10 +95,12 @@ def groups(runs: pd.DataFrame, by: Sequence[str]) -> dict[str, pd.DataFrame]:
     return {label_of(dict(zip(by, values))): rows for values, rows in split}
 
 
-def with_deviation(mean: float, deviation: float, scale: float, digits: int) -> str:
-    """`30.5 ± 0.2`, without the deviation where there is only one run."""
+def with_deviation(mean: float, deviation: float, scale: float = 1, digits: int | None = None) -> str:
+    """`30.5 ± 0.2`, without the deviation where there is only one run; 3 digits below 10 and 1 above by default."""
     if math.isnan(mean):
         return "-"
+    if digits is None:
+        digits = 3 if abs(scale * mean) < 10 else 1
     shown = f"{scale * mean:.{digits}f}"
     return shown if math.isnan(deviation) else f"{shown} ± {scale * deviation:.{digits}f}"
 
@@ -125,10 +132,7 @@ def change_table(
 
 def table_row(row: Mapping[Any, Any], base: Mapping[Any, Any] | None, settings: Sequence[str]) -> dict[str, str]:
     """One line of `change_table`."""
-    cells = {
-        TITLES.get(name, name): label_of({name: row[name]}).removeprefix(TITLES.get(name, name) + " ")
-        for name in settings
-    }
+    cells = {TITLES.get(name, name): cell(row[name]) for name in settings}
     cells["n"] = str(row["runs"])
     for measure, title in (("mAP_last", "mAP in %"), ("person_AP_last", "person AP in %")):
         cells[title] = with_deviation(row[f"{measure}_mean"], row[f"{measure}_std"], scale=100, digits=1)
