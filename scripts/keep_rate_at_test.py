@@ -8,6 +8,7 @@ run's eval/keep_rate folder. Rates evaluated before are not repeated.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -28,10 +29,11 @@ def evaluate(checkpoint: Path, rate: float, folder: Path) -> dict:
 
 
 def main() -> None:
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    checkpoint = Path(sys.argv[1]).absolute()
-    rates = [float(rate) for rate in sys.argv[2:]] or [1.0, 0.9, 0.8, 0.7, 0.6]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT")
+    parser.add_argument("rates", nargs="*", type=float, metavar="RATE", default=[1.0, 0.9, 0.8, 0.7, 0.6])
+    options = parser.parse_args()
+    checkpoint, rates = options.checkpoint.absolute(), options.rates
     folder = run_of_checkpoint(checkpoint) / "eval" / "keep_rate"
     rows = []
     for rate in rates:
