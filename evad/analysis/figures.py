@@ -147,9 +147,9 @@ def set_range(axis: Axes, measure: str) -> None:
     """Costs from 0; AP from what there is, but at least over 10 points, so that noise does not look like an effect."""
     low, high = axis.get_ylim()
     if "AP" not in measure:
-        axis.set_ylim(0, None)
+        axis.set_ylim(0, 1.06 * high)  # markers and error bars reach beyond the values
     else:
-        margin = max(0.0, (10 - (high - low)) / 2)
+        margin = max(0.03 * (high - low), (10 - (high - low)) / 2)
         axis.set_ylim(max(0.0, low - margin), min(100.0, high + margin))
 
 
