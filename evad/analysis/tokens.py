@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
+from evad.metrics.efficiency import grid_of
 from evad.models.evad import EVAD
 from evad.models.tokens import KeyframeRule
 from evad.structures import Batch, EVADOutput
@@ -36,13 +37,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def grid_of(model: EVAD, clips: Tensor) -> Grid:
-    """(T', H', W') of clips (B, 3, T, H, W)."""
-    embed: Any = model.encoder.patch_embed
-    frames, height, width = clips.shape[2:]
-    return frames // embed.tubelet, height // embed.patch, width // embed.patch
-
-
 def token_survival(model: EVAD, clips: Tensor) -> Tensor:
     """Which tokens are still there after each pruning stage (Figs 1, 4, 11).
 
@@ -55,7 +49,7 @@ def token_survival(model: EVAD, clips: Tensor) -> Tensor:
     """
     with evaluating(model):
         encoded = model.encoder(clips)
-    return survival_of(encoded.kept, grid_of(model, clips), len(clips), model.encoder.keyframe).cpu()
+    return survival_of(encoded.kept, grid_of(model.encoder, *clips.shape[2:]), len(clips), model.encoder.keyframe).cpu()
 
 
 def survival_of(kept: list[Tensor], grid: Grid, batch: int, keyframe: KeyframeRule = "keep") -> Tensor:
@@ -199,7 +193,7 @@ def actor_attention(model: EVAD, batch: Batch, block: int = -1) -> ActorAttentio
             weights = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).mean(1)
     finally:
         handle.remove()
-    return ActorAttention(weights, output.positions, grid_of(model, batch.clips), output)
+    return ActorAttention(weights, output.positions, grid_of(model.encoder, *batch.clips.shape[2:]), output)
 
 
 def decoder_block(model: EVAD, block: int) -> Any:
