@@ -108,7 +108,7 @@ def check_annotations(datamodule: Any) -> None:
 
 def initialise_from(cfg: DictConfig, module: EVADModule, run_dir: Path) -> None:
     """Load the weights of `init_from` and note in the run's config what comes with them."""
-    report = load_pretrained(module.model, cfg.init_from)
+    report = load_pretrained(module.model, cfg.init_from, cfg.init_part)
     log.info("init_from %s", report.summary())
     if report.context_order and report.context_order != cfg.model.context_order:
         cfg.model.context_order = report.context_order

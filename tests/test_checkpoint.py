@@ -365,7 +365,7 @@ def test_released_detector_loads_completely_and_gives_the_released_outputs(relea
     assert (report.missing, report.unexpected, report.reshaped) == ([], [], [])
     assert report.dropped == ["criterion.empty_weight"]
     assert report.context_order == model.encoder.context_order == "score"
-    assert "'score'" in report.summary()
+    assert "score order" in report.summary()
 
     expected = np.load(RELEASED_CASE / "expected.npz")
     clip = check_parity.generated_clip(case, 0)
@@ -439,6 +439,31 @@ def test_run_checkpoint_keeps_the_models_context_order(detector, encoder_config,
     report = load_pretrained(model, tmp_path / "last.ckpt")
     assert (report.layout, report.missing, report.context_order) == ("EVAD run", [], None)
     assert model.encoder.context_order == "position"
+
+
+def test_encoder_alone_of_a_detector(released):
+    path, _, overrides = released
+    model = build_model(load_config(overrides))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    report = load_pretrained(model, path, part="encoder")
+    theirs = read_pretrained(path).state
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert all(name.startswith("encoder.") for name in changed)
+    for name in report.loaded:
+        torch.testing.assert_close(model.state_dict()[name], theirs[name].float(), rtol=0, atol=0)
+    assert report.encoder_loaded == len(report.loaded) == report.encoder_total
+    assert {name for name in theirs if not name.startswith("encoder.")} <= set(report.dropped)
+    # The order is of the decoder that reads the tokens: a new decoder learns any.
+    assert report.context_order is None
+    assert not any("order" in note for note in report.notes)
+    assert model.encoder.context_order == "position"
+
+
+def test_unknown_part_is_an_error(detector, tmp_path):
+    torch.save(encoder_state(), tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="init_part=decoder: choose one of model, encoder"):
+        load_pretrained(detector, tmp_path / "weights.pth", part="decoder")
 
 
 def test_score_order_reaches_every_pruning_block():

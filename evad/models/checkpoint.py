@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -133,6 +133,12 @@ class PretrainedWeights:
         else:
             self.state[ours] = value
 
+    def encoder_only(self) -> PretrainedWeights:
+        """Without the parts that read the encoder's tokens, and so without the order they read them in."""
+        state = {name: value for name, value in self.state.items() if name.startswith("encoder.")}
+        others = [name for name in self.state if name not in state]
+        return replace(self, state=state, dropped=self.dropped + others, context_order=None)
+
 
 def read_pretrained(path: str | Path) -> PretrainedWeights:
     """Read weights of VideoMAE, VideoMAE V2, Hugging Face VideoMAE, a released or one of our own detectors.
@@ -186,9 +192,6 @@ def _from_released_evad(tensors: dict[str, Tensor], file: WeightFile) -> Pretrai
             weights.unexpected.append(name)
         else:
             weights.add(name, ours, renamed)
-    weights.notes.append(
-        "released EVAD detectors were trained with kept tokens written back in score order: context_order is 'score'"
-    )
     return weights
 
 

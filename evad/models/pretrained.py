@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from evad.models.pruning import ContextOrder, TokenPruning
 
 # Below this share of matched encoder parameters the file is of another architecture.
 REQUIRED_SHARE = 0.95
+InitPart = Literal["model", "encoder"]
 # A fixed table may have been stored in half precision.
 _TABLE_TOLERANCE = 1e-3
 
@@ -106,19 +107,23 @@ def compare(model: nn.Module, state: dict[str, Tensor]) -> Differences:
     )
 
 
-def load_pretrained(model: EVAD, path: str | Path) -> Report:
+def load_pretrained(model: EVAD, path: str | Path, part: InitPart = "model") -> Report:
     """Start `model` from pretrained weights: of an encoder alone, or of a whole detector.
 
     Args:
         model: Detector as built; what the file does not have keeps its value.
         path: Weights of VideoMAE, VideoMAE V2, Hugging Face VideoMAE, a released EVAD detector or one of ours, see
             `evad.models.checkpoint_io.read_weights`.
+        part: `encoder` takes a detector's encoder alone, as if it were pretrained on another task.
 
     Raises:
         FileNotFoundError: if there are no weights.
-        ValueError: if the file would run code, is damaged, or is of another architecture.
+        ValueError: if the file would run code, is damaged, or is of another architecture, or `part` is unknown.
     """
-    return initialise(model, read_pretrained(path))
+    weights = read_pretrained(path)
+    if part not in get_args(InitPart):
+        raise ValueError(f"init_part={part}: choose one of {', '.join(get_args(InitPart))}")
+    return initialise(model, weights.encoder_only() if part == "encoder" else weights)
 
 
 def initialise(model: EVAD, weights: PretrainedWeights) -> Report:
@@ -141,6 +146,9 @@ def initialise(model: EVAD, weights: PretrainedWeights) -> Report:
     if weights.context_order is not None:
         set_context_order(model.encoder, weights.context_order)
         report.context_order = weights.context_order
+        report.notes.append(
+            f"trained with kept tokens written back in {weights.context_order} order, as the model does now"
+        )
     return report
 
 
