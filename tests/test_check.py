@@ -18,6 +18,7 @@ from evad.data.check_videos import frame_count_findings, picture_contrasts
 from evad.data.clip_sampling import ClipSampler
 from evad.data.findings import Finding, errors, require_sound
 from evad.data.mini_datamodule import MiniDataModule
+from evad.data.proposals import ProposalFiles
 from evad.data.quick_check import explain_zero_map, quick_check
 
 
@@ -243,6 +244,49 @@ def test_ava_layout_is_checked_too(tmp_path):
     assert "labels-from-0" in kinds(quick_check(data), "error", "warning")
     write_csv(train, [[row[0], "16", *row[2:]] for row in lines], header=None)
     assert "frames-as-seconds" in kinds(full_check(data)[0].findings)
+
+
+def test_detected_boxes_are_compared_with_the_keyframes(tmp_path):
+    def data(**files):
+        return MiniDataModule(
+            tmp_path,
+            ClipSampler(8, 2, 8),
+            train_clips=6,
+            val_clips=3,
+            num_workers=0,
+            proposals=ProposalFiles(val="boxes.csv", **files),
+        )
+
+    def write(lines, name="boxes.csv"):
+        (tmp_path / "annotations" / name).write_text("\n".join(lines))
+
+    def found(**files):
+        return [finding for finding in quick_check(data(**files)) if finding.kind.startswith("proposals")]
+
+    (finding,) = found()
+    assert (finding.kind, finding.severity) == ("proposals-unreadable", "error")
+    assert "boxes.csv" in finding.message
+    keyframes = {
+        split: sorted({tuple(line.split(",")[:2]) for line in (tmp_path / f"annotations/{split}.csv").open()})
+        for split in ("train", "val")
+    }
+    every = {split: [f"{video},{time},0.1,0.1,0.5,0.5,,0.9" for video, time in keyframes[split]] for split in keyframes}
+    write(every["val"])
+    assert found() == []
+    write([*every["val"][:-1], every["val"][-1].replace("0.9", "0.7")])
+    (finding,) = found()
+    assert (finding.kind, finding.severity, finding.count) == ("proposals-none", "warning", 1)
+    assert keyframes["val"][-1][0] in str(finding)
+    assert found(threshold=0.7) == []
+    write([line.replace(",", ".mp4,", 1) for line in every["val"]])
+    (finding,) = found()
+    assert (finding.kind, finding.severity, finding.count) == ("proposals-elsewhere", "error", 3)
+    assert finding in full_check(data())[0].findings
+    write(every["val"])
+    write(every["train"][1:], "train_boxes.csv")
+    (finding,) = found(train="train_boxes.csv")
+    assert (finding.kind, finding.count) == ("proposals-none", 1)
+    assert "the annotated boxes alone are trained there" in str(finding)
 
 
 def test_length_of_ava_cuts_is_compared():

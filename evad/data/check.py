@@ -26,6 +26,7 @@ from evad.build import build_datamodule
 from evad.data.annotation_table import BOX
 from evad.data.annotations import UNKNOWN, Annotations, VideoInfo
 from evad.data.check_annotations import SPLITS, annotation_findings, class_counts
+from evad.data.check_proposals import proposal_findings
 from evad.data.check_report import ClassSummary, Example, Report, SplitSummary, draw_sheet, print_report, write_json
 from evad.data.check_scan import scan, sources
 from evad.data.check_videos import (
@@ -63,7 +64,7 @@ def full_check(datamodule: ActionDataModule) -> tuple[Report, list[Example]]:
         findings, gone = look_for_videos(annotations, opened)
     except (ValueError, OSError) as error:
         return Report(root, {}, [], [unreadable(error)]), []
-    findings = annotation_findings(annotations) + findings
+    findings = annotation_findings(annotations) + proposal_findings(datamodule, annotations) + findings
     pixels = annotations.boxes == "pixels"
     check = VideoCheck(_jobs(annotations, gone), opened, datamodule.sampler, annotations.clock, pixels)
     reports = read_videos(check, datamodule.num_workers)

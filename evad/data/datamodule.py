@@ -227,7 +227,7 @@ class AVADataModule(ActionDataModule):
 
     def setup(self, stage: str) -> None:
         """Read the label map and what `ActionDataModule.setup` reads."""
-        self.class_names = read_label_map(self._annotations(self.label_map))
+        self.class_names = read_label_map(self.annotation_file(self.label_map))
         self.evaluated = sorted(self.class_names)
         self.class_ids = list(range(1, self.num_outputs + 1)) if self.num_outputs else self.evaluated
         self.num_classes = len(self.class_ids)
@@ -242,14 +242,14 @@ class AVADataModule(ActionDataModule):
         """Keyframes of a split and where their pixels are."""
         names = self.csv_names[split]
         keyframes = read_ava_keyframes(
-            [self._annotations(name) for name in ([names] if isinstance(names, str) else names)],
+            [self.annotation_file(name) for name in ([names] if isinstance(names, str) else names)],
             self.class_ids,
             first_second=self.video_start_second,
             annotated_fps=self.annotated_fps,
             valid_seconds=self.valid_seconds,
-            excluded=self._annotations(self.excluded_csv) if split == "val" and self.excluded_csv else None,
+            excluded=self.annotation_file(self.excluded_csv) if split == "val" and self.excluded_csv else None,
         )
-        return self.proposals.attach(split, keyframes, self._annotations), self.source(split)
+        return self.proposals.attach(split, keyframes, self.annotation_file), self.source(split)
 
     def build_metric(self, protocol: str = "activitynet_2018") -> Metric:
         """Frame-mAP at IoU 0.5 on the validation keyframes; see `evad.metrics.ava` for the protocols."""
@@ -257,7 +257,12 @@ class AVADataModule(ActionDataModule):
 
         return AVAFrameMAP(self.val_dataset.keyframes, self.class_ids, evaluated=self.evaluated, protocol=protocol)
 
-    def _annotations(self, name: str) -> Path:
+    def annotation_file(self, name: str) -> Path:
+        """A file of `annotations/`, `{version}` filled in.
+
+        Raises:
+            FileNotFoundError: It is not there.
+        """
         path = self.root / "annotations" / name.format(version=self.version)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such annotation file; check the data root and the file's name")

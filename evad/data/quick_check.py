@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from evad.data.annotations import Annotations
 from evad.data.check_annotations import annotation_findings
+from evad.data.check_proposals import proposal_findings
 from evad.data.check_scan import scan, sources
 from evad.data.check_videos import missing_videos
 from evad.data.datamodule import ActionDataModule, ReaderSource
@@ -22,6 +23,7 @@ ZERO_CAUSES: dict[str, tuple[str, ...]] = {
     "corners are in another order than x1, y1, x2, y2": ("box-column-order", "box-width-height", "box-inverted"),
     "times count otherwise": ("time-before-start", "frame-not-whole", "seconds-left-out"),
     "classes have no training examples": ("class-empty-train", "no-classes", "empty-split"),
+    "detected boxes are not those of the keyframes": ("proposals-unreadable", "proposals-elsewhere", "proposals-none"),
     "the annotations cannot be read": ("unreadable", "not-a-number", "line-columns", "video-missing"),
 }
 """Usual causes of a validation mAP of 0, each with the findings that speak for it."""
@@ -41,7 +43,7 @@ def quick_check(datamodule: ActionDataModule) -> list[Finding]:
         found, _ = look_for_videos(annotations, sources(datamodule, annotations))
     except (ValueError, OSError) as error:
         return [unreadable(error)]
-    return annotation_findings(annotations) + found
+    return annotation_findings(annotations) + proposal_findings(datamodule, annotations) + found
 
 
 def unreadable(error: Exception) -> Finding:
