@@ -19,6 +19,11 @@ WITHOUT_EFFECT = (
     "logger",
     "callbacks",
     "paths",
+    "examples",  # of evad.eval, as the next ones of their commands
+    "decompose",
+    "predict",
+    "export",
+    "benchmark",
     "data.num_workers",
     "data.pin_memory",
     "trainer.log_every_n_steps",

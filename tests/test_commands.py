@@ -113,6 +113,23 @@ def test_prediction_has_the_length_and_rate_of_the_video(run_dir, workspace):
     assert rows[["x2", "y2"]].max().max() <= 64
 
 
+def test_export_writes_a_program_and_says_what_goes_in(workspace, run_dir):
+    options = [f"ckpt_path={run_dir}/checkpoints/last.ckpt", "hydra.run.dir=exported"]
+    refused = command("evad.export", *options, cwd=workspace, check=False)
+    assert refused.returncode == 1
+    assert "give height and width of your videos: export.size=[360,640]" in refused.stderr
+    command("evad.export", *options, "export.size=[48,64]", cwd=workspace)
+    description = json.loads((workspace / "exported/detector.json").read_text())
+    assert description["input"]["shape"] == [1, 8, 48, 64, 3]
+    assert description["input"]["seconds_between_frames"] == 0.25
+    assert list(description["classes"].values())[-1] == "watch"
+    program = torch.export.load(workspace / "exported/detector.pt2").module()
+    boxes, persons, actions = program(torch.zeros(1, 8, 48, 64, 3, dtype=torch.uint8))
+    assert boxes.shape == (1, 6, 4)
+    assert persons.shape == (1, 6)
+    assert actions.shape == (1, 6, 8)
+
+
 def test_sweep_gives_one_complete_run_per_value(workspace, run_dir):
     one_epoch = [*TINY[:-1], "trainer.max_epochs=1"]
     command(

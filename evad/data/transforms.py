@@ -95,13 +95,21 @@ class VideoTransform:
         if flip:
             video = video.flip(-1)
             pixel_boxes = flip_boxes(pixel_boxes, 1.0)
-        scale = resize_scale(height, width, short_side, self.max_size)
-        size = (int(height * scale), int(width * scale))
-        if size != (height, width):
-            video = functional.resize(video, list(size), InterpolationMode.BILINEAR, antialias=False)
+        size, scale = self.resized(height, width, short_side)
         pixel_boxes = clip_boxes(pixel_boxes * pixel_boxes.new_tensor((width, height, width, height)), (height, width))
         pixel_boxes = clip_boxes(pixel_boxes * float(scale), size)
-        return self._normalise(video, generator), pixel_boxes.float()
+        return self.to_clip(video, size, generator), pixel_boxes.float()
+
+    def resized(self, height: int, width: int, short_side: int) -> tuple[tuple[int, int], Fraction]:
+        """Height and width of a clip, and the factor that makes them."""
+        scale = resize_scale(height, width, short_side, self.max_size)
+        return (int(height * scale), int(width * scale)), scale
+
+    def to_clip(self, video: Tensor, size: tuple[int, int], generator: Generator | None = None) -> Tensor:
+        """The pixels' part: (T, 3, H, W) uint8 -> (3, T, h, w) float32, resized and normalised."""
+        if size != tuple(video.shape[2:]):
+            video = functional.resize(video, list(size), InterpolationMode.BILINEAR, antialias=False)
+        return self._normalise(video, generator)
 
     def _normalise(self, video: Tensor, generator: Generator | None) -> Tensor:
         """(T, 3, h, w) uint8 -> (3, T, h, w) float32, jittered and normalised."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -106,7 +108,7 @@ def attention_by_rows(
     weight = None if row_weight is None else row_weight.to(precise).repeat_interleave(heads, 0).unsqueeze(2)
     step = 1 if query.device.type == "cpu" else batch * heads
     parts = [(0, 0, boundary), (1, boundary, rows)]
-    with torch.autocast(query.device.type, enabled=False):  # it would round the sums
+    with _as_given(query.device.type):
         for head in range(0, batch * heads, step):
             at = slice(head, head + step)
             for part, first, end in parts:
@@ -118,6 +120,12 @@ def attention_by_rows(
                     if flat_value is not None:
                         out[at, here] = torch.bmm(probability, flat_value[at])
     return out.unflatten(0, (batch, heads)), sums.unflatten(1, (batch, heads)).sum(2)
+
+
+def _as_given(device_type: str) -> AbstractContextManager:
+    """Without autocast, which would round the sums; nothing where there is none: exported programs cannot hold it."""
+    autocast = torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if autocast else nullcontext()
 
 
 def xavier_init(module: nn.Module) -> None:

@@ -91,6 +91,8 @@ class GridPositions(nn.Module):
             )
         if tuple(grid) == self.base_grid:
             return self.table
+        if torch.compiler.is_exporting():  # programs keep nothing
+            return resize_table(self.table, self.base_grid, grid[1:])
         if self._resized is None or self._resized[0] is not self.table or self._resized[1] != grid:
             self._resized = (self.table, grid, resize_table(self.table, self.base_grid, grid[1:]))
         return self._resized[2]

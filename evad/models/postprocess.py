@@ -34,6 +34,12 @@ class PostProcess:
         self.person_threshold = person_threshold
         self.keep_all_if_none = keep_all_if_none
 
+    def scores(self, output: EVADOutput) -> tuple[Tensor, Tensor]:
+        """Of all queries: person scores (B, Q) and action scores (B, Q, K), both in [0, 1]."""
+        persons = output.person_logits[-1].float().softmax(-1)[..., 0]
+        actions = output.action_logits[-1].float().sigmoid()
+        return persons, actions * persons.unsqueeze(-1) if self.score == "person_times_action" else actions
+
     @torch.no_grad()
     def __call__(self, output: EVADOutput, sizes: Tensor, original_sizes: Tensor) -> list[Detections]:
         """Detections of each clip.
@@ -46,10 +52,7 @@ class PostProcess:
         Returns:
             B detections; boxes are clipped to the image, and a box that lies wholly outside it is left out.
         """
-        persons = output.person_logits[-1].float().softmax(-1)[..., 0]
-        actions = output.action_logits[-1].float().sigmoid()
-        if self.score == "person_times_action":
-            actions = actions * persons.unsqueeze(-1)
+        persons, actions = self.scores(output)
         scale = (original_sizes / sizes).flip(1).repeat(1, 2).unsqueeze(1)  # (B, 1, 4): x, y, x, y
         limit = original_sizes.flip(1).repeat(1, 2).unsqueeze(1)
         boxes = output.boxes[-1].float() * scale

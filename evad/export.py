@@ -1,0 +1,182 @@
+"""Write a detector as one file that runs without this package.
+
+    python -m evad.export ckpt_path=outputs/mini/.../checkpoints/best.ckpt export.size=[360,640]
+
+Writes `detector.pt2`, a program of `torch.export` for videos of that height and width, and `detector.json`, which says
+what goes in and comes out. With `import torch, torchvision` alone:
+
+    detector = torch.export.load("detector.pt2").module()
+    boxes, person_scores, action_scores = detector(frames)
+
+The frames are those of `evad.predict`, as decoded; resizing, normalisation and padding are part of the program.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from evad.config import build_model
+from evad.data.transforms import VideoTransform
+from evad.models.evad import EVAD
+from evad.models.external import ExternalBoxes
+from evad.models.postprocess import PostProcess
+from evad.run_files import CLASSES
+from evad.runs import argument, hydra_command_from_run, load_weights, run_of_checkpoint
+
+log = logging.getLogger(__name__)
+
+PROGRAM, DESCRIPTION = "detector.pt2", "detector.json"
+
+
+class FrameDetector(nn.Module):
+    """A detector from decoded frames to scored boxes in fractions, for one size of videos.
+
+    Args:
+        model: The detector; reads no external boxes.
+        transform: Of validation.
+        postprocess: Its rule for scores; nothing is left out.
+        size: Height and width of the videos.
+        pad_multiple: Height and width of the padded clips are multiples of this.
+    """
+
+    def __init__(
+        self, model: EVAD, transform: VideoTransform, postprocess: PostProcess, size: tuple[int, int], pad_multiple: int
+    ) -> None:
+        super().__init__()
+        if isinstance(model.localization, ExternalBoxes):
+            raise ValueError("a detector on external boxes is no program of frames alone: export another one")
+        self.model = model
+        self.transform = transform
+        self.postprocess = postprocess
+        self.resized, _ = transform.resized(*size, transform.short_side_range[0])
+        height, width = self.resized
+        self.padding = (0, -width % pad_multiple, 0, -height % pad_multiple)
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Detect the actors in the frame T // 2 of each clip.
+
+        Args:
+            frames: (B, T, H, W, 3) uint8 RGB.
+
+        Returns:
+            boxes: (B, Q, 4) xyxy as fractions of width and height.
+            person_scores: (B, Q).
+            action_scores: (B, Q, K), by the rule of the run's evaluation.
+        """
+        batch, length = frames.shape[:2]
+        video = frames.flatten(0, 1).permute(0, 3, 1, 2)  # B T H W 3 -> BT 3 H W
+        clips = self.transform.to_clip(video, self.resized).unflatten(1, (batch, length)).transpose(0, 1)
+        sizes = torch.tensor(self.resized, device=frames.device).expand(batch, 2)
+        output = self.model(F.pad(clips, self.padding), sizes)
+        person_scores, action_scores = self.postprocess.scores(output)
+        height, width = self.resized
+        boxes = output.boxes[-1].float() / output.boxes.new_tensor((width, height, width, height))
+        return boxes.clamp(0, 1), person_scores, action_scores
+
+
+def export(cfg: DictConfig) -> Path:
+    """Write the program and its description; the program as read back must give the model's outputs.
+
+    Returns:
+        The program.
+
+    Raises:
+        ValueError: if no program can be made of this detector.
+        RuntimeError: if the program computes something else.
+    """
+    size = tuple(int(side) for side in cfg.export.size or ())
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(
+            f"export.size is {cfg.export.size}; give height and width of your videos: export.size=[360,640]"
+        )
+    output = Path(HydraConfig.get().runtime.output_dir)
+    names: dict[str, str] = json.loads((run_of_checkpoint(cfg.ckpt_path) / CLASSES).read_text())
+    device = torch.device("cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu")
+    model = build_model(cfg)
+    load_weights(model, cfg.ckpt_path)
+    transform = instantiate(cfg.data.val_transform, _convert_="all")
+    postprocess = instantiate(cfg.postprocess)
+    detector = FrameDetector(model, transform, postprocess, size, cfg.data.pad_multiple).to(device).eval()
+
+    shape = (cfg.export.batch_size, cfg.model.num_frames, *size, 3)
+    traced, others = (random_frames(shape, seed).to(device) for seed in (0, 1))
+    log.info("tracing a clip of %d frames of %d x %d", shape[1], *size)
+    path = output / PROGRAM
+    with torch.no_grad():
+        torch.export.save(torch.export.export(detector, (traced,)), path)
+    difference = largest_difference(path, detector, others)
+    (output / DESCRIPTION).write_text(json.dumps(describe(cfg, detector, shape, names), indent=2) + "\n")
+    log.info("%s, %.0f MB; largest difference from the model on other frames %.1e", path, megabytes(path), difference)
+    return path
+
+
+def random_frames(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Noise as decoded frames, uint8."""
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def largest_difference(path: Path, detector: FrameDetector, frames: Tensor) -> float:
+    """How far the outputs of a written program are from the detector's.
+
+    Raises:
+        RuntimeError: if it is more than rounding.
+    """
+    theirs, ours = torch.export.load(path).module()(frames), detector(frames)
+    difference = max(float((one - other).abs().max()) for one, other in zip(theirs, ours))
+    if not difference < 1e-3:
+        raise RuntimeError(f"{path} gives outputs that differ from the model's by {difference:.1e}")
+    return difference
+
+
+def describe(cfg: DictConfig, detector: FrameDetector, shape: tuple[int, ...], names: dict[str, str]) -> dict[str, Any]:
+    """Content of detector.json: what goes in, what comes out, and the classes."""
+    sampler = cfg.data.sampler
+    spacing = sampler.frame_stride / sampler.annotated_fps if sampler.annotated_fps else None
+    return {
+        "input": {
+            "shape": list(shape),
+            "axes": ["clip", "frame", "height", "width", "RGB"],
+            "dtype": "uint8",
+            "keyframe": shape[1] // 2,
+            "seconds_between_frames": spacing,
+            "frames_between_frames": None if spacing else sampler.frame_stride,
+        },
+        "outputs": {
+            "boxes": "xyxy as fractions of width and height, one per query",
+            "person_scores": f"queries below {cfg.predict.person_threshold:g} are no actors",
+            "action_scores": f"one per class, {detector.postprocess.score.replace('_', ' ')}",
+        },
+        "classes": names,
+        "resized_to": list(detector.resized),
+        "checkpoint": str(Path(cfg.ckpt_path).absolute()),
+        "device": str(next(detector.parameters()).device),
+        "torch": torch.__version__,
+    }
+
+
+def megabytes(path: Path) -> float:
+    """Size of a file."""
+    return path.stat().st_size / 1e6
+
+
+def main() -> None:
+    """Command line; the configuration is that of the checkpoint's run."""
+    checkpoint = argument("ckpt_path")
+    if checkpoint is None:
+        raise SystemExit("python -m evad.export needs ckpt_path=<run>/checkpoints/best.ckpt")
+    hydra_command_from_run(export, run_of_checkpoint(checkpoint), output="export")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""A detector as one file: the same outputs without this package."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from test_data_video import write_video
+
+from evad.config import build_model, load_config
+from evad.data.collate import PaddingCollate
+from evad.data.video import open_video
+from evad.export import FrameDetector, largest_difference, random_frames
+from evad.models.postprocess import PostProcess
+from evad.predict import read_clip
+
+CONFIG = ["experiment=mini", "data.val_transform.short_side=24", "model.keep_rate=0.7"]
+SIZE = (40, 60)  # height and width: resized to 24 x 36, padded to 32 x 48
+QUERIES, CLASSES = 6, 8
+
+
+@pytest.fixture(scope="module")
+def detector():
+    cfg = load_config(CONFIG)
+    torch.manual_seed(0)
+    transform = instantiate(cfg.data.val_transform, _convert_="all")
+    score = PostProcess("person_times_action")
+    return FrameDetector(build_model(cfg), transform, score, SIZE, cfg.data.pad_multiple).eval()
+
+
+@pytest.fixture(scope="module")
+def program(detector, tmp_path_factory):
+    path = tmp_path_factory.mktemp("export") / "detector.pt2"
+    with torch.no_grad():
+        torch.export.save(torch.export.export(detector, (random_frames((2, 8, *SIZE, 3), seed=0),)), path)
+    return path
+
+
+def test_boxes_and_scores_are_those_of_prediction(detector, tmp_path):
+    """From the same decoded frames, by way of the clip, the padded batch and the postprocessing of `evad.predict`."""
+    frames = np.random.default_rng(0).integers(0, 256, (12, *SIZE, 3), dtype=np.uint8)
+    path = write_video(tmp_path / "video.mp4", frames, fps=4)
+    reader, cfg = open_video(path), load_config(CONFIG)
+    indices = [2, 3, 4, 5, 6, 7, 8, 9]  # stride 2 at 8 per second is every frame at 4
+    batch = PaddingCollate(cfg.data.pad_multiple)([read_clip(cfg, reader, 6)])
+    everything = PostProcess("person_times_action", person_threshold=0.0)
+    with torch.no_grad():
+        (expected,) = everything(detector.model(batch.clips, batch.sizes), batch.sizes, batch.original_sizes)
+        boxes, persons, actions = (part[0] for part in detector(torch.from_numpy(reader.read(indices))[None]))
+    there = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    assert there.any()
+    scale = torch.tensor([SIZE[1], SIZE[0]] * 2)
+    torch.testing.assert_close(boxes[there] * scale, expected.boxes, rtol=0, atol=1e-4)
+    torch.testing.assert_close(persons[there], expected.person_scores, rtol=0, atol=1e-6)
+    torch.testing.assert_close(actions[there], expected.action_scores, rtol=0, atol=1e-6)
+
+
+def test_program_gives_the_models_outputs_on_other_frames(detector, program):
+    for seed in (1, 2):
+        assert largest_difference(program, detector, random_frames((2, 8, *SIZE, 3), seed)) < 1e-5
+
+
+def test_program_of_another_detector_is_an_error(detector, program):
+    torch.manual_seed(1)
+    other = FrameDetector(build_model(load_config(CONFIG)), detector.transform, detector.postprocess, SIZE, 16).eval()
+    with pytest.raises(RuntimeError, match="outputs that differ"):
+        largest_difference(program, other, random_frames((2, 8, *SIZE, 3), 1))
+
+
+def test_program_runs_without_the_package(detector, program, tmp_path):
+    frames = random_frames((2, 8, *SIZE, 3), seed=3)
+    np.save(tmp_path / "frames.npy", frames.numpy())
+    code = f"""
+import sys
+import numpy, torch, torchvision
+detector = torch.export.load({str(program)!r}).module()
+for name, part in zip(("boxes", "persons", "actions"), detector(torch.from_numpy(numpy.load("frames.npy")))):
+    numpy.save(name, part.detach().numpy())
+assert not any(name.partition(".")[0] in ("evad", "timm", "lightning", "hydra") for name in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    with torch.no_grad():
+        expected = detector(frames)
+    shapes = [(2, QUERIES, 4), (2, QUERIES), (2, QUERIES, CLASSES)]
+    for name, part, shape in zip(("boxes", "persons", "actions"), expected, shapes):
+        loaded = torch.from_numpy(np.load(tmp_path / f"{name}.npy"))
+        assert loaded.shape == shape
+        torch.testing.assert_close(loaded, part, rtol=0, atol=1e-5)
+
+
+def test_external_boxes_are_refused(detector):
+    model = build_model(load_config([*CONFIG, "model/localization=external"]))
+    with pytest.raises(ValueError, match="external boxes"):
+        FrameDetector(model, detector.transform, detector.postprocess, SIZE, 16)
