@@ -53,6 +53,7 @@ def evaluate(cfg: DictConfig) -> float:
         module = DecomposingModule.of(module)
     trainer = build_trainer(cfg, logger=False, callbacks=progress_only(cfg))
     trainer.validate(module, datamodule, verbose=False)
+    module.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU, where several GPUs gather nothing
     metric: Any = module.metric
     # Each as its evaluation command reads it: `evad.metrics.tubes` wants the names of the columns.
     write_rows(metric.detections_frame(), output / "detections.csv", header=isinstance(metric, TubeMAP))
@@ -89,7 +90,7 @@ def metrics_report(cfg: DictConfig, module: EVADModule, datamodule: Any) -> dict
     keep_rate = effective_keep_rate(cfg)
     report["keep_rate"] = list(keep_rate) if OmegaConf.is_list(keep_rate) else keep_rate
     report["pruning"] = pruning_name(cfg)
-    clips = next(iter(datamodule.val_dataloader())).clips
+    clips = datamodule.collate([datamodule.val_dataset[0]]).clips
     report["gflops"] = sum(paper_macs(module.model, *clips.shape[2:]).values()) / 1e9
     report["checkpoint"] = str(Path(cfg.ckpt_path).absolute())
     return report

@@ -15,6 +15,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +33,7 @@ from evad.data.transforms import VideoTransform
 from evad.models.evad import EVAD
 from evad.models.external import ExternalBoxes
 from evad.models.postprocess import PostProcess
-from evad.run_files import CLASSES
-from evad.runs import argument, hydra_command_from_run, load_weights, run_of_checkpoint
+from evad.runs import argument, class_names, hydra_command_from_run, load_weights, run_of_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class FrameDetector(nn.Module):
         super().__init__()
         if isinstance(model.localization, ExternalBoxes):
             raise ValueError("a detector on external boxes is no program of frames alone: export another one")
-        self.model = model
+        self.model = model.requires_grad_(False)  # a program would keep what a backward pass needs
         self.transform = transform
         self.postprocess = postprocess
         self.resized, _ = transform.resized(*size, transform.short_side_range[0])
@@ -94,27 +96,27 @@ def export(cfg: DictConfig) -> Path:
         ValueError: if no program can be made of this detector.
         RuntimeError: if the program computes something else.
     """
-    size = tuple(int(side) for side in cfg.export.size or ())
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(
-            f"export.size is {cfg.export.size}; give height and width of your videos: export.size=[360,640]"
-        )
+    options = {"size": None, "batch_size": 1, "device": "cpu", **(cfg.get("export") or {})}  # old runs have none
+    size = options["size"]
+    if not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise ValueError(f"export.size is {size}; give height and width of your videos: export.size=[360,640]")
+    size = (size[0], size[1])
     output = Path(HydraConfig.get().runtime.output_dir)
-    names: dict[str, str] = json.loads((run_of_checkpoint(cfg.ckpt_path) / CLASSES).read_text())
-    device = torch.device("cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu")
+    names = class_names(run_of_checkpoint(cfg.ckpt_path), cfg.model.num_classes)
+    device = torch.device(options["device"])
     model = build_model(cfg)
     load_weights(model, cfg.ckpt_path)
     transform = instantiate(cfg.data.val_transform, _convert_="all")
     postprocess = instantiate(cfg.postprocess)
     detector = FrameDetector(model, transform, postprocess, size, cfg.data.pad_multiple).to(device).eval()
 
-    shape = (cfg.export.batch_size, cfg.model.num_frames, *size, 3)
+    shape = (options["batch_size"], cfg.model.num_frames, *size, 3)
     traced, others = (random_frames(shape, seed).to(device) for seed in (0, 1))
     log.info("tracing a clip of %d frames of %d x %d", shape[1], *size)
-    path = output / PROGRAM
-    with torch.no_grad():
-        torch.export.save(torch.export.export(detector, (traced,)), path)
-    difference = largest_difference(path, detector, others)
+    path, draft = output / PROGRAM, output / f"draft_{PROGRAM}"
+    torch.export.save(torch.export.export(detector, (traced,)), draft)
+    difference = largest_difference(draft, detector, others)
+    draft.replace(path)
     (output / DESCRIPTION).write_text(json.dumps(describe(cfg, detector, shape, names), indent=2) + "\n")
     log.info("%s, %.0f MB; largest difference from the model on other frames %.1e", path, megabytes(path), difference)
     return path
@@ -127,13 +129,14 @@ def random_frames(shape: tuple[int, ...], seed: int) -> Tensor:
 
 @torch.no_grad()
 def largest_difference(path: Path, detector: FrameDetector, frames: Tensor) -> float:
-    """How far the outputs of a written program are from the detector's.
+    """How far the outputs of a written program, called twice, are from the detector's.
 
     Raises:
         RuntimeError: if it is more than rounding.
     """
-    theirs, ours = torch.export.load(path).module()(frames), detector(frames)
-    difference = max(float((one - other).abs().max()) for one, other in zip(theirs, ours))
+    program, ours = torch.export.load(path).module(), detector(frames)
+    calls = [program(frames) for _ in range(2)]
+    difference = max(float((one - other).abs().max()) for theirs in calls for one, other in zip(theirs, ours))
     if not difference < 1e-3:
         raise RuntimeError(f"{path} gives outputs that differ from the model's by {difference:.1e}")
     return difference
@@ -149,11 +152,12 @@ def describe(cfg: DictConfig, detector: FrameDetector, shape: tuple[int, ...], n
             "axes": ["clip", "frame", "height", "width", "RGB"],
             "dtype": "uint8",
             "keyframe": shape[1] // 2,
+            "beyond the video's ends": "its first or last frame, repeated",
             "seconds_between_frames": spacing,
             "frames_between_frames": None if spacing else sampler.frame_stride,
         },
         "outputs": {
-            "boxes": "xyxy as fractions of width and height, one per query",
+            "boxes": "xyxy as fractions of width and height, one per query; without area: outside the picture",
             "person_scores": f"queries below {cfg.predict.person_threshold:g} are no actors",
             "action_scores": f"one per class, {detector.postprocess.score.replace('_', ' ')}",
         },
@@ -175,7 +179,10 @@ def main() -> None:
     checkpoint = argument("ckpt_path")
     if checkpoint is None:
         raise SystemExit("python -m evad.export needs ckpt_path=<run>/checkpoints/best.ckpt")
-    hydra_command_from_run(export, run_of_checkpoint(checkpoint), output="export")
+    # The configs of older runs have no such keys.
+    sys.argv = [f"++{text}" if text.startswith("export.") else text for text in sys.argv]
+    size = "x".join(re.findall(r"\d+", argument("++export.size") or ""))
+    hydra_command_from_run(export, run_of_checkpoint(checkpoint), output=f"export/{size}".rstrip("/"))
 
 
 if __name__ == "__main__":

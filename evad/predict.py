@@ -8,7 +8,6 @@ Writes `<video>.mp4` with the detections drawn in (same length and frame rate) a
 from __future__ import annotations
 
 import csv
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,9 +24,8 @@ from evad.data.clip_sampling import clip_indices
 from evad.data.collate import PaddingCollate
 from evad.data.video import VideoReader, open_video
 from evad.models.postprocess import PostProcess
-from evad.run_files import CLASSES
-from evad.runs import argument, hydra_command_from_run, load_weights, run_of_checkpoint
-from evad.runtime import keep_freed_memory
+from evad.runs import argument, class_names, hydra_command_from_run, load_weights, run_of_checkpoint
+from evad.runtime import chosen_device, keep_freed_memory
 from evad.structures import Clip, Detections, Target
 from evad.visualization import draw_detections, readable_scale, write_video
 
@@ -41,9 +39,8 @@ def predict(cfg: DictConfig) -> Path:
         The annotated file.
     """
     output = Path(HydraConfig.get().runtime.output_dir)
-    run_dir = run_of_checkpoint(cfg.ckpt_path)
-    names: dict[str, str] = json.loads((run_dir / CLASSES).read_text())
-    device = torch.device("cuda" if torch.cuda.is_available() and cfg.trainer.accelerator != "cpu" else "cpu")
+    names = class_names(run_of_checkpoint(cfg.ckpt_path), cfg.model.num_classes)
+    device = chosen_device(cfg.trainer.accelerator)
     if device.type == "cpu":
         keep_freed_memory()
     model = build_model(cfg)

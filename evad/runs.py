@@ -32,7 +32,7 @@ from torch import nn
 from evad.config import conf_dir
 from evad.models.checkpoint_io import read_weights
 from evad.models.pretrained import compare
-from evad.run_files import CONFIG, RECORD, RESOLVED, read_metrics
+from evad.run_files import CLASSES, CONFIG, RECORD, RESOLVED, read_metrics
 
 
 @rank_zero_only
@@ -112,6 +112,14 @@ def run_of_checkpoint(checkpoint: str | Path) -> Path:
     raise FileNotFoundError(
         f"ckpt_path: no {CONFIG} beside or above {path}; a checkpoint is read together with its run folder"
     )
+
+
+def class_names(run_dir: Path, num_classes: int) -> dict[str, str]:
+    """Action id -> name of every model output; numbers alone where the weights came without names."""
+    path = run_dir / CLASSES
+    if path.is_file():
+        return json.loads(path.read_text())
+    return {str(number): f"action {number}" for number in range(1, num_classes + 1)}
 
 
 def argument(name: str) -> str | None:

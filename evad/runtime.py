@@ -1,12 +1,19 @@
-"""Settings of the process that make the detector run well on a CPU."""
+"""Where the detector runs, and settings of the process that make it run well on a CPU."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 
+import torch
+
 # Of malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def chosen_device(accelerator: str) -> torch.device:
+    """What commands without a Trainer compute on: CUDA where there is any, unless `trainer.accelerator` is cpu."""
+    return torch.device("cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu")
 
 
 def keep_freed_memory() -> bool:

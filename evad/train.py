@@ -19,7 +19,7 @@ import torch
 import wandb
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from evad.build import absolute_paths, build_datamodule, build_module, build_trainer
 from evad.callbacks import ClassNames
@@ -28,9 +28,10 @@ from evad.data.findings import require_sound
 from evad.data.quick_check import quick_check
 from evad.identity import config_digest
 from evad.lightning_module import EVADModule
+from evad.models.checkpoint import OUR_RUN
 from evad.models.pretrained import load_pretrained
 from evad.run_files import CONFIG, read_metrics
-from evad.runs import argument, hydra_command, hydra_command_from_run, recorded, save_config
+from evad.runs import argument, hydra_command, hydra_command_from_run, recorded, run_of_checkpoint, save_config
 from evad.sweep import job_of_further_rank, sweep_job
 from evad.visualization import plot_learning_curve
 
@@ -113,6 +114,22 @@ def initialise_from(cfg: DictConfig, module: EVADModule, run_dir: Path) -> None:
     if report.context_order and report.context_order != cfg.model.context_order:
         cfg.model.context_order = report.context_order
         save_config(cfg, run_dir)
+    elif report.layout == OUR_RUN and cfg.init_part == "model":
+        warn_of_other_order(cfg)
+
+
+def warn_of_other_order(cfg: DictConfig) -> None:
+    """Say so where a run's decoder goes on with tokens in another order than it was trained with."""
+    try:
+        theirs = OmegaConf.load(run_of_checkpoint(cfg.init_from) / CONFIG).model.get("context_order")
+    except FileNotFoundError:  # weights without their run
+        return
+    if theirs not in (None, cfg.model.context_order):
+        log.warning(
+            "init_from was trained with model.context_order=%s, this run has %s; its decoder has to learn that anew",
+            theirs,
+            cfg.model.context_order,
+        )
 
 
 def finish_wandb() -> None:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
 from evad.config import build_model, conf_dir, load_config
-from evad.models.checkpoint import LAYOUT_KEY, ORDER_KEY, TABLE, PretrainedWeights, read_pretrained
+from evad.models.checkpoint import LAYOUT_KEY, ORDER_KEY, OUR_RUN, TABLE, PretrainedWeights, read_pretrained
 from evad.models.pretrained import Report, initialise
 from evad.run_files import CLASSES, CONFIG
 from evad.runs import run_of_checkpoint
@@ -73,7 +73,7 @@ def inferred_overrides(weights: PretrainedWeights) -> list[str]:
 
 def config_of(source: Path, weights: PretrainedWeights, overrides: list[str]) -> DictConfig:
     """The run's own configuration for a checkpoint of ours, else the experiment the weights belong to."""
-    if weights.layout == "EVAD run":
+    if weights.layout == OUR_RUN:
         saved = OmegaConf.load(run_of_checkpoint(source) / CONFIG)
         return OmegaConf.merge(saved, OmegaConf.from_dotlist(overrides))  # type: ignore[return-value]
     chosen = any(override.startswith("experiment=") for override in overrides)
@@ -108,7 +108,7 @@ def convert(source: Path, target: Path, overrides: list[str]) -> tuple[Report, D
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: state[name].contiguous() for name in names}, target, metadata)
     OmegaConf.save(cfg, target.parent / CONFIG)
-    if weights.layout == "EVAD run" and (classes := run_of_checkpoint(source) / CLASSES).is_file():
+    if weights.layout == OUR_RUN and (classes := run_of_checkpoint(source) / CLASSES).is_file():
         shutil.copy(classes, target.parent)
     return report, cfg
 

@@ -163,3 +163,8 @@ def test_random_transform_without_generator_is_an_error(settings):
 def test_impossible_settings_are_an_error(settings, problem):
     with pytest.raises(ValueError, match=problem):
         VideoTransform(**settings)
+
+
+def test_pixels_stay_on_their_device():
+    clip = VideoTransform(short_side=24).to_clip(torch.zeros(4, 3, 32, 48, dtype=torch.uint8, device="meta"), (24, 36))
+    assert (clip.device.type, clip.shape) == ("meta", (3, 4, 24, 36))

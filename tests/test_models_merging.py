@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from evad.config import build_model, load_config
 from evad.models.merging import MergingPruning, join, merge_most_similar, rounds
+from evad.models.pretrained import set_context_order
 from evad.models.tokens import Tokens
 
 N1, N = 6, 24
@@ -128,3 +130,10 @@ def test_one_round_returns_keys_merged_like_the_tokens():
 def test_score_order_is_an_error():
     with pytest.raises(ValueError, match="context_order 'score': merged tokens have no score"):
         MergingPruning(0.5, context_order="score")
+
+
+def test_score_order_of_loaded_weights_is_refused():
+    """Else the run's own configuration could not be built again."""
+    model = build_model(load_config(["experiment=mini", "model/pruning=tome_merging"]))
+    with pytest.raises(ValueError, match="merged tokens have no score"):
+        set_context_order(model.encoder, "score")

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from evad.models.sampling import PixelDifferenceSampling, RandomSampling, check_rate, num_sampled, pixel_differences
+from evad.models.sampling import (
+    PixelDifferenceSampling,
+    RandomSampling,
+    check_rate,
+    fixed_priority,
+    num_sampled,
+    pixel_differences,
+)
 from evad.models.tokens import Tokens
 
 NO_PIXELS = torch.empty(0)
@@ -112,3 +119,9 @@ def test_random_sample_may_leave_out_keyframe_tokens_under_unified_pruning():
     assert sample.position.shape == (500, 12)
     counts = torch.bincount(sample.position.flatten(), minlength=24)
     assert (counts - 250).abs().max() < 56  # five standard deviations of sqrt(500 / 4)
+
+
+@pytest.mark.parametrize("seed", [0, 12345])
+def test_fixed_priority_is_what_torch_draws_after_seeding(seed):
+    expected = torch.rand(1372, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(fixed_priority(1372, seed), expected)

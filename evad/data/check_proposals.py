@@ -30,19 +30,21 @@ def _split_findings(datamodule: AVADataModule, annotations: Annotations, split: 
     threshold = datamodule.proposals.threshold
     try:
         path = datamodule.annotation_file(name)
-        rows = read_proposals(path)
+        boxes = read_proposals(path)
     except (ValueError, OSError) as error:
         return [Finding("proposals-unreadable", "error", str(error))]
-    confident = rows[rows["score"] >= threshold]
+    confident = boxes[boxes["score"] >= threshold]
     found = set(zip(confident["video"], confident["second"].astype(float)))
-    keyframes = annotations.of(split).drop_duplicates(["video", "time"])
+    rows = annotations.of(split)
+    keyframes = rows[~rows["nobody"]].drop_duplicates(["video", "time"])
     instants = list(zip(keyframes["video"], keyframes["time"].astype(float)))
     empty = [f"{path}: {video}, {time:g}" for video, time in instants if (video, time) not in found]
     if not empty:
         return []
-    message = f"the {split} keyframe has no detected box with a score of {threshold:g} or more"
+    message = f"the {split} keyframe has people, but no detected box with a score of {threshold:g} or more"
     if len(empty) < len(instants):
-        remedy = "nobody is found there" if split == "val" else "the annotated boxes alone are trained there"
+        consequence = "nobody is found there" if split == "val" else "the annotated boxes alone are trained there"
+        remedy = f"{consequence}, unless you lower data.proposals.threshold"
         return [Finding("proposals-none", "warning", message, remedy, len(empty), tuple(empty[:MAX_EXAMPLES]))]
     remedy = "name videos and seconds as the annotations do, or lower data.proposals.threshold"
     return [Finding("proposals-elsewhere", "error", message, remedy, len(empty), tuple(empty[:MAX_EXAMPLES]))]

@@ -114,7 +114,7 @@ class VideoTransform:
     def _normalise(self, video: Tensor, generator: Generator | None) -> Tensor:
         """(T, 3, h, w) uint8 -> (3, T, h, w) float32, jittered and normalised."""
         frames, channels, height, width = video.shape
-        clip = torch.empty(channels, frames, height, width)
+        clip = torch.empty(channels, frames, height, width, device=video.device)
         clip.copy_(video.transpose(0, 1))  # T 3 h w -> 3 T h w, uint8 -> float32
         if self.color_jitter > 0:
             jitter = (torch.rand(2, generator=generator) * 2 - 1) * self.color_jitter + 1

@@ -108,7 +108,7 @@ def attention_by_rows(
     weight = None if row_weight is None else row_weight.to(precise).repeat_interleave(heads, 0).unsqueeze(2)
     step = 1 if query.device.type == "cpu" else batch * heads
     parts = [(0, 0, boundary), (1, boundary, rows)]
-    with _as_given(query.device.type):
+    with without_autocast(query.device.type):
         for head in range(0, batch * heads, step):
             at = slice(head, head + step)
             for part, first, end in parts:
@@ -122,8 +122,8 @@ def attention_by_rows(
     return out.unflatten(0, (batch, heads)), sums.unflatten(1, (batch, heads)).sum(2)
 
 
-def _as_given(device_type: str) -> AbstractContextManager:
-    """Without autocast, which would round the sums; nothing where there is none: exported programs cannot hold it."""
+def without_autocast(device_type: str) -> AbstractContextManager:
+    """No autocast, which would round the sums; where there is none, nothing: exported programs cannot hold it."""
     autocast = torch.is_autocast_enabled(device_type)
     return torch.autocast(device_type, enabled=False) if autocast else nullcontext()
 

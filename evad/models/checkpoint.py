@@ -25,6 +25,7 @@ _OUTER = r"(?:module\.|model\.|_orig_mod\.)+"
 _INNER = r"(?:backbone\.|videomae\.|encoder\.)+"
 # Of VideoMAE programs, but no part of a detector: classifier and pretraining decoder.
 _DROPPED = r"(decoder\.|fc_norm\.|head\.|classifier\.|encoder_to_decoder\.|mask_token$)"
+OUR_RUN = "EVAD run"  # layout of its weights
 _OUR_PARTS = r"(encoder|pyramid|localization|classification)\."
 # Hugging Face VideoMAE, below `videomae.encoder.`: first match wins.
 _HUGGING_FACE = [
@@ -196,7 +197,7 @@ def _from_released_evad(tensors: dict[str, Tensor], file: WeightFile) -> Pretrai
 
 
 def _from_ours(tensors: dict[str, Tensor], file: WeightFile) -> PretrainedWeights:
-    weights = PretrainedWeights(file.path, file.metadata.get(LAYOUT_KEY, "EVAD run"))
+    weights = PretrainedWeights(file.path, file.metadata.get(LAYOUT_KEY, OUR_RUN))
     order = file.metadata.get(ORDER_KEY)
     weights.context_order = next((known for known in get_args(ContextOrder) if known == order), None)
     for name, value in tensors.items():

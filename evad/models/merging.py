@@ -30,10 +30,11 @@ class MergingPruning(TokenPruning):
         ValueError: if `context_order` is another word.
     """
 
-    def __init__(self, keep_rate: float, context_order: ContextOrder = "position") -> None:
-        super().__init__(keep_rate, context_order)
+    def use_order(self, context_order: ContextOrder) -> None:
+        """`position`, nothing else."""
         if context_order != "position":
             raise ValueError(f"context_order {context_order!r}: merged tokens have no score, use 'position'")
+        super().use_order(context_order)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Attention output (B, heads, N + E, d), and keys averaged over heads (B, N + E, d)."""

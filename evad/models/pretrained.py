@@ -157,7 +157,7 @@ def set_context_order(encoder: VideoTransformer, order: ContextOrder) -> None:
     encoder.context_order = order
     for module in encoder.modules():
         if isinstance(module, TokenPruning):
-            module.context_order = order
+            module.use_order(order)
 
 
 def _encoder_names(model: EVAD) -> list[str]:

@@ -82,9 +82,14 @@ class TokenPruning(nn.Module):
         super().__init__()
         if not 0 < keep_rate <= 1:
             raise ValueError(f"keep_rate {keep_rate} is outside (0, 1]")
+        self.keep_rate = keep_rate
+        self.use_order(context_order)
+
+    def use_order(self, context_order: ContextOrder) -> None:
+        """Leave the survivors in another order, see `context_order`."""
         if context_order not in ("position", "score"):
             raise ValueError(f"context_order {context_order!r} is neither 'position' nor 'score'")
-        self.keep_rate, self.context_order = keep_rate, context_order
+        self.context_order = context_order
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Attention output (B, heads, N + E, d) of a block, and what `forward` chooses by."""

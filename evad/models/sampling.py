@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -81,10 +82,15 @@ class RandomSampling(Sampling):
         return f"{super().extra_repr()}, seed={self.seed}"
 
 
-@torch.compiler.assume_constant_result  # a generator would break the graph
+@torch.compiler.assume_constant_result
 def fixed_priority(count: int, seed: int) -> Tensor:
-    """The same (count,) random numbers at every call."""
-    return torch.rand(count, generator=torch.Generator().manual_seed(seed))
+    """The same (count,) random numbers at every call: those of torch.rand after `manual_seed(seed)`.
+
+    They are drawn by numpy's Mersenne twister, the same one: an exported program would hold torch's generator and draw
+    on from it.
+    """
+    drawn = np.random.RandomState(seed).randint(0, 2**32, size=count, dtype=np.uint32)
+    return torch.from_numpy((drawn & (2**24 - 1)).astype(np.float32) / 2**24)
 
 
 class PixelDifferenceSampling(Sampling):
