@@ -55,14 +55,18 @@ def evaluate(cfg: DictConfig) -> float:
     trainer.validate(module, datamodule, verbose=False)
     module.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU, where several GPUs gather nothing
     metric: Any = module.metric
-    # Each as its evaluation command reads it: `evad.metrics.tubes` wants the names of the columns.
-    write_rows(metric.detections_frame(), output / "detections.csv", header=isinstance(metric, TubeMAP))
+    detections = metric.detections_frame()
     report = metrics_report(cfg, module, datamodule)
     if isinstance(module, DecomposingModule):
         decomposition = module.decomposition()
         report["decomposition"] = decomposition.as_json()
         log.info("what limits the detector:\n%s", decomposition.table())
+    if not trainer.is_global_zero:
+        return report["mAP"]
+    # Each as its evaluation command reads it: `evad.metrics.tubes` wants the names of the columns.
+    write_rows(detections, output / "detections.csv", header=isinstance(metric, TubeMAP))
     (output / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
+    module.eval()  # Lightning left it in the mode it found it in
     draw_examples(module, datamodule, output / "frames", cfg.examples)
     log.info("%s; %s", summary(module.scores), output)
     return report["mAP"]

@@ -70,8 +70,9 @@ def job_name(overrides: Sequence[str]) -> str:
 
 
 def last_part(key: str) -> str:
-    """`keep_rate` of `model.keep_rate`, `pruning` of `model/pruning`."""
-    return re.split(r"[./@]", key)[-1]
+    """`keep_rate` of `model.keep_rate`, `pruning` of `model/pruning`, `encoder.drop_path` of keys further down."""
+    parts = re.split(r"[./@]", key)
+    return ".".join(parts[-2:] if len(parts) > 2 else parts[-1:])
 
 
 def plain_value(value: str) -> str:

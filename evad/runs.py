@@ -32,7 +32,7 @@ from torch import nn
 from evad.config import conf_dir
 from evad.models.checkpoint_io import read_weights
 from evad.models.pretrained import compare
-from evad.run_files import CLASSES, CONFIG, RECORD, RESOLVED, read_metrics
+from evad.run_files import CLASSES, CONFIG, RECORD, RESOLVED, metric_files, read_metrics
 
 
 @rank_zero_only
@@ -87,7 +87,7 @@ def recorded(run_dir: Path, overrides: list[str], digest: str) -> Iterator[dict[
 
 def best_epoch(run_dir: Path) -> dict[str, float]:
     """Validation scores (without those of single classes) of the epoch with the highest val/mAP, {} without one."""
-    if not (run_dir / "metrics.csv").is_file():
+    if not metric_files(run_dir):
         return {}
     metrics = read_metrics(run_dir)
     if "val/mAP" not in metrics or metrics["val/mAP"].isna().all():

@@ -126,7 +126,8 @@ def job_of_further_rank() -> list[str] | None:
 
 def clear(run_dir: Path) -> None:
     """Remove what an attempt left that a later one would be mistaken for."""
-    shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+    for folder in ("checkpoints", "eval"):
+        shutil.rmtree(run_dir / folder, ignore_errors=True)
     for path in [*run_dir.glob("metrics*.csv"), run_dir / "learning_curve.png", run_dir / WANDB_ID]:
         path.unlink(missing_ok=True)
 

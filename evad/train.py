@@ -26,12 +26,20 @@ from evad.callbacks import ClassNames
 from evad.config import is_sweep, pruning_name, unread_overrides
 from evad.data.findings import require_sound
 from evad.data.quick_check import quick_check
-from evad.identity import config_digest
+from evad.identity import config_digest, is_without_effect, split_override
 from evad.lightning_module import EVADModule
 from evad.models.checkpoint import OUR_RUN
 from evad.models.pretrained import load_pretrained
-from evad.run_files import CONFIG, read_metrics
-from evad.runs import argument, hydra_command, hydra_command_from_run, recorded, run_of_checkpoint, save_config
+from evad.run_files import CONFIG, metric_files, read_metrics
+from evad.runs import (
+    argument,
+    hydra_command,
+    hydra_command_from_run,
+    read_record,
+    recorded,
+    run_of_checkpoint,
+    save_config,
+)
 from evad.sweep import job_of_further_rank, sweep_job
 from evad.visualization import plot_learning_curve
 
@@ -49,12 +57,31 @@ def run(cfg: DictConfig) -> float | None:
     run_dir = Path(hydra.runtime.output_dir)
     for override in unread_overrides(cfg, hydra.overrides.task):
         log.warning("%s has no effect: the chosen parts of the model do not read it", override)
-    with recorded(run_dir, list(hydra.overrides.task), config_digest(cfg)) as record:
+    overrides, digest = list(hydra.overrides.task), config_digest(cfg)
+    if cfg.resume:
+        overrides, digest = as_before(read_record(run_dir), overrides, digest)
+    with recorded(run_dir, overrides, digest) as record:
         try:
             record["value"] = train(cfg, run_dir)
         finally:
             finish_wandb()
     return record["value"]
+
+
+def as_before(record: dict[str, Any], overrides: list[str], digest: str) -> tuple[list[str], str]:
+    """What the record of a run that goes on says: what its first command line changed, and what was changed since.
+
+    Without such changes the digest stays that of the first attempt, by which a sweep knows its jobs.
+
+    Args:
+        record: Of the earlier attempts.
+        overrides: Of this command line.
+        digest: Of this configuration.
+    """
+    earlier = record.get("overrides", [])
+    added = [text for text in overrides if text not in earlier and not text.lstrip("+").startswith("resume=")]
+    changed = [text for text in added if not is_without_effect(split_override(text)[0])]
+    return [*earlier, *added], digest if changed else record.get("config", digest)
 
 
 def train(cfg: DictConfig, run_dir: Path) -> float | None:
@@ -141,7 +168,7 @@ def finish_wandb() -> None:
 @rank_zero_only
 def draw_learning_curve(run_dir: Path) -> None:
     """Write learning_curve.png from the run's metrics, where it logged any validation."""
-    if (run_dir / "metrics.csv").is_file():
+    if metric_files(run_dir):
         metrics = read_metrics(run_dir)
         if "val/mAP" in metrics:
             plot_learning_curve(metrics, run_dir / "learning_curve.png")

@@ -22,7 +22,7 @@ from evad.visualization import plot_keep_rates
 
 def evaluate(checkpoint: Path, rate: float, folder: Path) -> dict:
     result = folder / "metrics.json"
-    if not result.is_file():
+    if not result.is_file() or result.stat().st_mtime < checkpoint.stat().st_mtime:
         overrides = [f"ckpt_path={checkpoint}", f"model.keep_rate={rate}", f"hydra.run.dir={folder}", "examples=0"]
         subprocess.run([sys.executable, "-m", "evad.eval", *overrides], check=True)
     return json.loads(result.read_text())

@@ -108,6 +108,14 @@ def test_misspelt_label_gets_a_suggestion(make):
     assert "did you mean 'jump' for 'jmup'?" in finding.remedy
 
 
+def test_box_without_a_label_is_an_error_without_a_label_list_too(make):
+    rows = clean_rows()
+    rows[4][6] = ""
+    finding = the(quick_check(module(make(rows), labels=None)), "unknown-label")
+    assert (finding.severity, finding.count, finding.message) == ("error", 1, "the box has no label")
+    assert "annotations.csv" in finding.examples[0]
+
+
 def test_pixels_as_fractions(make):
     report = check(make(), "fractions")
     assert kinds(report.findings) == {"pixels-as-fractions"}

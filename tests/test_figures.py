@@ -143,6 +143,14 @@ def test_only_runs_that_differ_in_the_setting_alone_are_compared():
         effect_of(runs.iloc[1:], "keep_rate")
 
 
+def test_keep_rate_per_block_is_a_word_among_numbers(runs):
+    mixed = runs.assign(keep_rate=["1.0, 0.7", *runs["keep_rate"][1:]])
+    assert change_table(mixed, "keep_rate").iloc[-1, 0] != "1.0, 0.7"
+    assert "1.0, 0.7" in change_table(mixed, "keep_rate").iloc[:, 0].tolist()
+    labels = [tick.get_text() for tick in training_cost(mixed).axes[0].get_xticklabels()]
+    assert "1.0, 0.7" in labels
+
+
 def test_training_cost_names_the_saving(runs):
     figure = training_cost(runs)
     memory, time = figure.axes
@@ -165,7 +173,9 @@ def test_learning_curves_average_runs_with_equal_settings(runs):
 def test_keep_rates_at_test_beside_training_at_each(runs):
     evaluations = pd.DataFrame(
         {"run": "a", "trained_keep_rate": [1.0, 1.0, 0.5], "keep_rate": [1.0, 0.5, 0.5], "mAP": [0.6, 0.3, 0.9]}
-    )
+    ).assign(evaluation="eval/keep_rate/best")
+    control = evaluations.iloc[:1].assign(mAP=0.0, evaluation="eval/keyframe_only")  # changes something else
+    evaluations = pd.concat([evaluations, control], ignore_index=True)
     (axis,) = keep_rate_at_test(evaluations, runs).axes
     tested, trained = (container[0] for container in axis.containers)
     assert tested.get_ydata().tolist() == [30, 60]
@@ -296,4 +306,6 @@ def test_tokens_are_those_of_the_first_finished_run_that_prunes(runs):
     assert first_pruning_run(runs) == runs["run"][2]
     with pytest.raises(ValueError, match="no finished run drops tokens"):
         first_pruning_run(runs.drop(index=2))
+    with pytest.raises(ValueError, match="no finished run drops tokens"):
+        first_pruning_run(runs.assign(pruning="none"))
     assert first_pruning_run(runs[:2].assign(keep_rate=["1, 0.5, 1", 1])) == runs["run"][0]

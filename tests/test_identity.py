@@ -15,6 +15,7 @@ from evad.identity import LONGEST_NAME, config_digest, job_name
         (["seed=0", "model.keep_rate=0.7"], "keep_rate-0.7+seed-0"),
         (["model.roi_extension=[0.4, 0.2]"], "roi_extension-0.4_0.2"),
         (["model/pruning=random", "+model.w_kf='4'"], "w_kf-4+pruning-random"),
+        (["data.train_transform.short_side=48"], "train_transform.short_side-48"),
         (["a.depth=1", "b.depth=2", "recipe.base_lr=1e-5"], "a.depth-1+b.depth-2+base_lr-1e-5"),
     ],
 )

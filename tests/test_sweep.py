@@ -17,9 +17,10 @@ from evad.analysis import summarize
 from evad.config import load_config
 from evad.identity import config_digest
 from evad.run_files import CONFIG, RECORD, read_metrics
-from evad.runs import read_record, recorded, write_record
+from evad.runs import best_epoch, read_record, recorded, write_record
 from evad.sweep import LOCK, SweepCallback, job_of_further_rank, sweep_job
 from evad.sweep_summary import markdown, read_jobs, write_summary
+from evad.train import as_before
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +141,22 @@ def test_record_says_how_a_run_went(tmp_path):
     assert found == {"status": "failed", "attempts": 2, "error": "ValueError: no", **same}
 
 
+def test_run_that_goes_on_is_recorded_as_it_began():
+    """Twice interrupted it must go on too, though its saved configuration has absolute paths."""
+    record = {"overrides": ["init_from=a.pth", "recipe.base_lr=0.01"], "config": "first"}
+    assert as_before(record, record["overrides"], "now") == (record["overrides"], "first")
+    assert as_before(record, ["resume=run", "logger=csv"], "now") == ([*record["overrides"], "logger=csv"], "first")
+    changed = as_before(record, ["resume=run", "trainer.max_epochs=9"], "now")
+    assert changed == ([*record["overrides"], "trainer.max_epochs=9"], "now")
+    assert as_before({}, ["seed=1"], "now") == (["seed=1"], "now")
+
+
+def test_best_epoch_is_found_where_a_resume_set_the_metrics_aside(tmp_path):
+    (tmp_path / "metrics.0.csv").write_text("epoch,val/mAP\n0,0.5\n1,0.25\n")
+    assert best_epoch(tmp_path) == {"epoch": 0, "val/mAP": 0.5}
+    assert best_epoch(tmp_path / "nothing") == {}
+
+
 def test_unreadable_record_is_none(tmp_path):
     assert read_record(tmp_path) == {}
     (tmp_path / RECORD).write_text('{"status": "fin')
@@ -187,7 +204,7 @@ def test_groups_and_keys_are_settings_by_their_last_part_where_it_is_enough(tmp_
         write_record(tmp_path / str(number), {"status": "running", "overrides": overrides})
     OmegaConf.save(OmegaConf.from_dotlist([*overrides[3:], overrides[1]]), tmp_path / "1" / CONFIG)
     jobs = read_jobs([tmp_path])
-    names = ["pruning", "betas", "experiment", "a.x", "b.x", "trainer.max_epochs"]
+    names = ["pruning", "optimizer.betas", "experiment", "a.x", "b.x", "trainer.max_epochs"]
     assert jobs.columns.tolist()[:9] == ["run", "status", *names, "seed"]
     assert jobs[names].to_numpy().tolist() == [
         ["random", "0.9, 0.98", "mini", 1, 1, 1],

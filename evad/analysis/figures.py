@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from evad.analysis.tables import groups, is_number, summarize, varying
+from evad.analysis.tables import groups, is_number, summarize, varying, words_last
 from evad.colours import COLOURS
 
 AXES = {
@@ -184,16 +184,18 @@ def training_cost(runs: pd.DataFrame) -> Figure:
     panels = (("peak_memory_mb", "peak memory in MiB"), ("ms_per_clip", "training time per clip in ms"))
     for axis, (measure, title) in zip(figure.subplots(1, 2), panels):
         wide = 0.8 / len(lines)
-        rates = sorted({rate for rows in lines.values() for rate in rows["keep_rate"]}, reverse=True)
+        given = {rate for rows in lines.values() for rate in rows["keep_rate"]}
+        rates = sorted(given, key=lambda rate: (isinstance(rate, str), rate), reverse=True)
         for number, (label, rows) in enumerate(lines.items()):
             timed = rows.assign(ms_per_clip=1000 / rows["train_clips_per_s"])
-            summary = summarize(timed, by=["keep_rate"], measures=[measure]).sort_values("keep_rate", ascending=False)
+            summary = summarize(timed, by=["keep_rate"], measures=[measure])
+            summary = summary.sort_values("keep_rate", ascending=False, key=words_last)
             x = [rates.index(rate) + wide * (number - (len(lines) - 1) / 2) for rate in summary["keep_rate"]]
             mean, deviation = summary[f"{measure}_mean"], summary[f"{measure}_std"].fillna(0)
             bars = axis.bar(x, mean, wide * 0.9, yerr=deviation, color=colour(number), capsize=3, label=label)
             changes = mean / mean.iloc[0] - 1
             axis.bar_label(bars, ["", *(f"{change:+.0%}" for change in changes.iloc[1:])], padding=2, fontsize=8)
-        axis.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+        axis.set_xticks(range(len(rates)), [str(rate) if isinstance(rate, str) else f"{rate:g}" for rate in rates])
         axis.set(xlabel=r"keep rate $\rho$", ylabel=title)
         axis.margins(y=0.12)
         decorate(axis)
@@ -213,6 +215,7 @@ def keep_rate_at_test(evaluations: pd.DataFrame, runs: pd.DataFrame) -> Figure:
         ValueError: if no run was evaluated at two keep rates.
     """
     found = evaluations.dropna(subset=["mAP", "keep_rate"])
+    found = found[found["evaluation"].astype(str).str.contains("keep_rate")]  # others change something else
     figure = Figure(figsize=(6.5, 4.2), layout="constrained")
     axis = figure.subplots()
     tested = [(rate, rows) for rate, rows in found.groupby("trained_keep_rate") if rows["keep_rate"].nunique() > 1]

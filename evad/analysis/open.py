@@ -55,7 +55,7 @@ def first_pruning_run(runs: pd.DataFrame) -> str:
         ValueError: if there is none.
     """
     rates = pd.to_numeric(runs["keep_rate"], errors="coerce")  # a rate per block is no number
-    found = runs.loc[(runs["status"] == "finished") & (rates != 1), "run"]
+    found = runs.loc[(runs["status"] == "finished") & (rates != 1) & (runs.get("pruning") != "none"), "run"]
     if found.empty:
         raise ValueError("no finished run drops tokens (keep rate below 1)")
     return found.iloc[0]

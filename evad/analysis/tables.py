@@ -122,12 +122,19 @@ def change_table(
         given.
     """
     summary = summarize(runs, by=[*by, setting])
-    summary = summary[summary["runs"] > 0].sort_values([*by, setting], ascending=[*[True] * len(by), False])
+    summary = summary[summary["runs"] > 0].sort_values(
+        [*by, setting], ascending=[*[True] * len(by), False], key=words_last
+    )
     rows = []
     for _, group in summary.groupby(list(by), dropna=False, sort=False) if by else [((), summary)]:
         base = next((row for row in group.to_dict("records") if row[setting] == reference), None)
         rows += [table_row(row, base, [*by, setting]) for row in group.to_dict("records")]
     return pd.DataFrame(rows)
+
+
+def words_last(column: pd.Series) -> pd.Series:
+    """Sorting key of a setting: a keep rate per block is a text among numbers."""
+    return column.map(lambda value: (isinstance(value, str), value))
 
 
 def table_row(row: Mapping[Any, Any], base: Mapping[Any, Any] | None, settings: Sequence[str]) -> dict[str, str]:

@@ -186,7 +186,7 @@ def actor_attention(model: EVAD, batch: Batch, block: int = -1) -> ActorAttentio
     handle = layer.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
     try:
         with evaluating(model):
-            output = model(batch.clips, batch.sizes)
+            output = model(batch.clips, batch.sizes, batch.proposals)
             queries = output.roi_features.shape[1]
             query, key, _ = layer.attn.project_last(layer.norm1(caught[0]), queries)
             logits = query @ key.transpose(2, 3) * query.shape[3] ** -0.5

@@ -128,7 +128,9 @@ def _labels(annotations: Annotations) -> list[Finding]:
     people, classes = annotations.people, annotations.classes
     unknown = people["class_id"] == UNKNOWN
     if not annotations.given_classes:
-        return _similar_names(annotations)
+        remedy = "write the label, or remove the box too where nobody is to be seen"
+        empty = row_finding(people, unknown, "unknown-label", "error", "the box has no label", remedy)
+        return [*empty, *_similar_names(annotations)]
     if not unknown.any():
         return _shifted(annotations)
     texts = Counter(people.loc[unknown, "label"])
