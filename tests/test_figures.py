@@ -176,6 +176,9 @@ def test_keep_rates_at_test_beside_training_at_each(runs):
     ).assign(evaluation="eval/keep_rate/best")
     control = evaluations.iloc[:1].assign(mAP=0.0, evaluation="eval/keyframe_only")  # changes something else
     evaluations = pd.concat([evaluations, control], ignore_index=True)
+    others = runs.assign(run=runs["run"] + "/linear", classifier="linear", mAP_best=0.0)
+    runs = pd.concat([runs.assign(classifier="decoder"), others], ignore_index=True)
+    evaluations["run"] = runs["run"][0]
     (axis,) = keep_rate_at_test(evaluations, runs).axes
     tested, trained = (container[0] for container in axis.containers)
     assert tested.get_ydata().tolist() == [30, 60]

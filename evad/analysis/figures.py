@@ -204,6 +204,14 @@ def training_cost(runs: pd.DataFrame) -> Figure:
     return figure
 
 
+def alike(runs: pd.DataFrame, examples: pd.DataFrame) -> pd.DataFrame:
+    """Runs with the settings of one of `examples`, but for the keep rate; all of them where there is no example."""
+    settings = [name for name in varying(runs) if name not in ("keep_rate", "name")]
+    if examples.empty or not settings:
+        return runs
+    return runs.merge(examples[settings].drop_duplicates(), on=settings)
+
+
 def keep_rate_at_test(evaluations: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """One training tested at several keep rates, beside runs trained at each of them (Fig. 7).
 
@@ -227,7 +235,7 @@ def keep_rate_at_test(evaluations: pd.DataFrame, runs: pd.DataFrame) -> Figure:
         label = rf"trained at $\rho$ = {rate}, tested at others ({count(rows['run'].nunique())})"
         statistics = 100 * rows.groupby("keep_rate")["mAP"].agg(["mean", "std"])
         draw_means(axis, statistics.index.tolist(), statistics["mean"], statistics["std"], label, number)
-    done = runs[runs["status"] == "finished"]
+    done = alike(runs[runs["status"] == "finished"], runs[runs["run"].isin(found["run"])])
     trained = summarize(done, by=["keep_rate"], measures=["mAP_best"])
     label = rf"trained and tested at the same $\rho$ ({count(len(done))})"
     mean, deviation = 100 * trained["mAP_best_mean"], 100 * trained["mAP_best_std"]
