@@ -27,7 +27,7 @@ from evad.analysis.figures import (
     training_cost,
 )
 from evad.analysis.open import OpenRun, first_pruning_run, open_run
-from evad.analysis.tables import change_table, class_gains, groups, markdown, varying
+from evad.analysis.tables import change_table, class_gains, comparable, groups, markdown, varying
 from evad.analysis.token_figures import area_share_figure, attention_figure, survival_figure
 from evad.analysis.tokens import actor_attention, actors_of_interest, gt_area_shares, slice_images, token_survival
 
@@ -71,8 +71,9 @@ def figures_of_runs(out: Folder, runs: pd.DataFrame) -> None:
 
 
 def figures_of_classes(out: Folder, runs: pd.DataFrame, classes: pd.DataFrame) -> None:
-    """AP per class of the first and the last group of finished runs with equal settings (Figs 9, 10)."""
-    split = groups(runs[runs["status"] == "finished"], varying(runs))
+    """AP per class at the largest and the smallest keep rate, all else equal (Figs 9, 10)."""
+    compared = comparable(runs[runs["status"] == "finished"])
+    split = groups(compared, varying(compared))
 
     def gains() -> tuple[pd.DataFrame, str, str]:
         if len(split) < 2:

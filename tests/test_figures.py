@@ -19,7 +19,7 @@ from evad.analysis.figures import (
     training_cost,
 )
 from evad.analysis.open import first_pruning_run, open_run
-from evad.analysis.tables import change_table, class_gains, label_of, markdown, varying, with_deviation
+from evad.analysis.tables import change_table, class_gains, comparable, label_of, markdown, varying, with_deviation
 from evad.analysis.token_figures import area_share_figure, attention_figure, survival_figure
 
 
@@ -95,6 +95,14 @@ def test_change_table_is_the_papers_table(runs):
     assert markdown(table[["keep rate", "GFLOPs"]]) == (
         "| keep rate | GFLOPs |\n| --- | --- |\n| 1 | 200 |\n| 0.5 | 100 (-50%) |\n"
     )
+
+
+def test_runs_that_differ_in_keep_rate_alone_are_comparable(runs):
+    linear = runs.iloc[:1].assign(classifier="linear", keep_rate=0.1)
+    both = pd.concat([runs.assign(classifier="decoder"), linear], ignore_index=True)
+    assert comparable(both)["classifier"].unique().tolist() == ["decoder"]
+    alone = both[both["keep_rate"] == both["keep_rate"][0]]
+    assert comparable(alone) is alone
 
 
 def test_each_group_of_a_change_table_has_its_own_reference():

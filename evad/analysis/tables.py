@@ -95,6 +95,13 @@ def groups(runs: pd.DataFrame, by: Sequence[str]) -> dict[str, pd.DataFrame]:
     return {label_of(dict(zip(by, values))): rows for values, rows in split}
 
 
+def comparable(runs: pd.DataFrame) -> pd.DataFrame:
+    """The most runs that differ in keep rate alone (and seed); all of them where no two do."""
+    others = [name for name in varying(runs) if name not in ("keep_rate", "name")]
+    alike = [rows for rows in groups(runs, others).values() if rows["keep_rate"].nunique() > 1]
+    return max(alike, key=len) if alike else runs
+
+
 def with_deviation(mean: float, deviation: float, scale: float = 1, digits: int | None = None) -> str:
     """`30.5 ± 0.2`, without the deviation where there is only one run; 3 digits below 10 and 1 above by default."""
     if math.isnan(mean):
