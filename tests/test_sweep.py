@@ -321,7 +321,7 @@ def test_killed_sweep_goes_on_with_more_values_in_another_order_and_a_failing_on
     assert second.returncode == 1, output
     assert "1 of 3 jobs in multirun/trial are not finished" in output
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    jobs = pd.read_csv(folder / "summary.csv").set_index("betas")
+    jobs = pd.read_csv(folder / "summary.csv").set_index("optimizer.betas")
     assert jobs["status"].to_dict() == {"2.0, 0.9": "failed", "0.8, 0.98": "finished", "0.9, 0.98": "finished"}
     assert jobs["attempts"].to_dict() == {"2.0, 0.9": 1, "0.8, 0.98": 2, "0.9, 0.98": 1}
     assert jobs.loc[["0.8, 0.98", "0.9, 0.98"], "mAP_best"].notna().all()
