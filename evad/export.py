@@ -118,7 +118,8 @@ def export(cfg: DictConfig) -> Path:
     difference = largest_difference(draft, detector, others)
     draft.replace(path)
     (output / DESCRIPTION).write_text(json.dumps(describe(cfg, detector, shape, names), indent=2) + "\n")
-    log.info("%s, %.0f MB; largest difference from the model on other frames %.1e", path, megabytes(path), difference)
+    megabytes = path.stat().st_size / 1e6
+    log.info("%s, %.0f MB; largest difference from the model on other frames %.1e", path, megabytes, difference)
     return path
 
 
@@ -167,11 +168,6 @@ def describe(cfg: DictConfig, detector: FrameDetector, shape: tuple[int, ...], n
         "device": str(next(detector.parameters()).device),
         "torch": torch.__version__,
     }
-
-
-def megabytes(path: Path) -> float:
-    """Size of a file."""
-    return path.stat().st_size / 1e6
 
 
 def main() -> None:

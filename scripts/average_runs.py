@@ -178,14 +178,9 @@ def remarks(result: dict[str, Any]) -> list[str]:
     splits = Counter(run["split"] for run in result["runs"] if run["split"] is not None)
     if repeated := [split for split, count in splits.items() if count > 1]:
         notes.append(f"several runs are of split {repeated[0]}; leave all but one out to average over splits")
-    states = {
-        run["source"]: read_record(Path(run["source"])).get("status", "finished")
-        for run in result["runs"]
-        if run["epoch"] is not None
-    }
-    notes += [
-        f"{source} is {state}: its best epoch so far counts" for source, state in states.items() if state != "finished"
-    ]
+    for folder in (Path(run["source"]) for run in result["runs"] if run["epoch"] is not None):
+        if (state := read_record(folder).get("status", "finished")) != "finished":
+            notes.append(f"{folder} is {state}: its best epoch so far counts")
     kinds = {run["epoch"] is None for run in result["runs"]}
     if len(kinds) > 1:
         notes.append("training runs (best epoch) and evaluations are mixed")

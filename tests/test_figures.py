@@ -13,9 +13,9 @@ from evad.analysis.figures import (
     class_bars,
     class_gain_bars,
     effect_of,
+    finished_lines,
     keep_rate_at_test,
     learning_curves,
-    lines_over,
     training_cost,
 )
 from evad.analysis.open import first_pruning_run, open_run
@@ -146,7 +146,7 @@ def test_effect_of_words_has_one_tick_each_and_a_legend_over_the_other_settings(
 
 def test_only_runs_that_differ_in_the_setting_alone_are_compared():
     runs = pd.DataFrame([run(1.0, 0, 0.5, fill="zeros"), run(0.5, 0, 0.5, fill="zeros"), run(0.5, 0, 0.5, fill="mask")])
-    assert {label: len(rows) for label, rows in lines_over(runs, "keep_rate").items()} == {"fill zeros": 2}
+    assert {label: len(rows) for label, rows in finished_lines(runs, "keep_rate").items()} == {"fill zeros": 2}
     with pytest.raises(ValueError, match="no two finished runs differ in keep_rate alone"):
         effect_of(runs.iloc[1:], "keep_rate")
 

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from evad.analysis.tables import groups, is_number, summarize, varying, words_last
+from evad.analysis.tables import cell, groups, is_number, lines_over, other_settings, setting_order, summarize, varying
 from evad.colours import COLOURS
 
 AXES = {
@@ -88,15 +88,13 @@ def decorate(axis: Axes) -> None:
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def lines_over(runs: pd.DataFrame, setting: str) -> dict[str, pd.DataFrame]:
-    """Finished runs that differ in `setting` alone, under their other settings in words.
+def finished_lines(runs: pd.DataFrame, setting: str) -> dict[str, pd.DataFrame]:
+    """`lines_over` of the finished runs.
 
     Raises:
         ValueError: if no two finished runs differ in `setting` alone.
     """
-    done = runs[runs["status"] == "finished"]
-    others = [column for column in varying(done) if column not in (setting, "name")]
-    lines = {label: rows for label, rows in groups(done, others).items() if rows[setting].nunique(dropna=False) > 1}
+    lines = lines_over(runs[runs["status"] == "finished"], setting)
     if not lines:
         raise ValueError(f"no two finished runs differ in {setting} alone, so there is nothing to compare")
     return lines
@@ -119,10 +117,10 @@ def effect_of(
     Raises:
         ValueError: if no two finished runs differ in `setting` alone.
     """
-    lines = lines_over(runs, setting)
+    lines = finished_lines(runs, setting)
     width, rows = min(len(measures), 2), -(-len(measures) // 2)
     figure = Figure(figsize=(5.2 * width, 3.5 * rows + 0.4), layout="constrained")
-    values = sorted({value for group in lines.values() for value in group[setting]}, key=lambda v: (str(type(v)), v))
+    values = sorted({value for group in lines.values() for value in group[setting]}, key=setting_order)
     numeric = all(is_number(value) for value in values)
     place = {value: float(value) if numeric else number for number, value in enumerate(values)}
     for axis, measure in zip(figure.subplots(rows, width, squeeze=False).flat, measures):
@@ -179,23 +177,23 @@ def training_cost(runs: pd.DataFrame) -> Figure:
     Raises:
         ValueError: if no two finished runs differ in keep rate alone.
     """
-    lines = lines_over(runs, "keep_rate")
+    lines = finished_lines(runs, "keep_rate")
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     panels = (("peak_memory_mb", "peak memory in MiB"), ("ms_per_clip", "training time per clip in ms"))
     for axis, (measure, title) in zip(figure.subplots(1, 2), panels):
         wide = 0.8 / len(lines)
         given = {rate for rows in lines.values() for rate in rows["keep_rate"]}
-        rates = sorted(given, key=lambda rate: (isinstance(rate, str), rate), reverse=True)
+        rates = sorted(given, key=setting_order, reverse=True)
         for number, (label, rows) in enumerate(lines.items()):
             timed = rows.assign(ms_per_clip=1000 / rows["train_clips_per_s"])
             summary = summarize(timed, by=["keep_rate"], measures=[measure])
-            summary = summary.sort_values("keep_rate", ascending=False, key=words_last)
+            summary = summary.sort_values("keep_rate", ascending=False, key=lambda rates: rates.map(setting_order))
             x = [rates.index(rate) + wide * (number - (len(lines) - 1) / 2) for rate in summary["keep_rate"]]
             mean, deviation = summary[f"{measure}_mean"], summary[f"{measure}_std"].fillna(0)
             bars = axis.bar(x, mean, wide * 0.9, yerr=deviation, color=colour(number), capsize=3, label=label)
             changes = mean / mean.iloc[0] - 1
             axis.bar_label(bars, ["", *(f"{change:+.0%}" for change in changes.iloc[1:])], padding=2, fontsize=8)
-        axis.set_xticks(range(len(rates)), [str(rate) if isinstance(rate, str) else f"{rate:g}" for rate in rates])
+        axis.set_xticks(range(len(rates)), [cell(rate) for rate in rates])
         axis.set(xlabel=r"keep rate $\rho$", ylabel=title)
         axis.margins(y=0.12)
         decorate(axis)
@@ -206,7 +204,7 @@ def training_cost(runs: pd.DataFrame) -> Figure:
 
 def alike(runs: pd.DataFrame, examples: pd.DataFrame) -> pd.DataFrame:
     """Runs with the settings of one of `examples`, but for the keep rate; all of them where there is no example."""
-    settings = [name for name in varying(runs) if name not in ("keep_rate", "name")]
+    settings = other_settings(runs, "keep_rate")
     if examples.empty or not settings:
         return runs
     return runs.merge(examples[settings].drop_duplicates(), on=settings)

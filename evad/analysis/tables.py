@@ -95,11 +95,25 @@ def groups(runs: pd.DataFrame, by: Sequence[str]) -> dict[str, pd.DataFrame]:
     return {label_of(dict(zip(by, values))): rows for values, rows in split}
 
 
+def other_settings(runs: pd.DataFrame, setting: str) -> list[str]:
+    """Settings in which the runs differ, but for `setting`."""
+    return [name for name in varying(runs) if name not in (setting, "name")]
+
+
+def lines_over(runs: pd.DataFrame, setting: str) -> dict[str, pd.DataFrame]:
+    """Runs that differ in `setting` alone, under their other settings in words; empty where no two do."""
+    split = groups(runs, other_settings(runs, setting))
+    return {label: rows for label, rows in split.items() if rows[setting].nunique(dropna=False) > 1}
+
+
 def comparable(runs: pd.DataFrame) -> pd.DataFrame:
     """The most runs that differ in keep rate alone (and seed); all of them where no two do."""
-    others = [name for name in varying(runs) if name not in ("keep_rate", "name")]
-    alike = [rows for rows in groups(runs, others).values() if rows["keep_rate"].nunique() > 1]
-    return max(alike, key=len) if alike else runs
+    return max(lines_over(runs, "keep_rate").values(), key=len, default=runs)
+
+
+def setting_order(value: Any) -> tuple[str, Any]:
+    """Sorting key of a setting's values, numbers first: a keep rate per block is a text among them."""
+    return "" if is_number(value) else str(type(value)), value
 
 
 def with_deviation(mean: float, deviation: float, scale: float = 1, digits: int | None = None) -> str:
@@ -130,18 +144,13 @@ def change_table(
     """
     summary = summarize(runs, by=[*by, setting])
     summary = summary[summary["runs"] > 0].sort_values(
-        [*by, setting], ascending=[*[True] * len(by), False], key=words_last
+        [*by, setting], ascending=[*[True] * len(by), False], key=lambda column: column.map(setting_order)
     )
     rows = []
     for _, group in summary.groupby(list(by), dropna=False, sort=False) if by else [((), summary)]:
         base = next((row for row in group.to_dict("records") if row[setting] == reference), None)
         rows += [table_row(row, base, [*by, setting]) for row in group.to_dict("records")]
     return pd.DataFrame(rows)
-
-
-def words_last(column: pd.Series) -> pd.Series:
-    """Sorting key of a setting: a keep rate per block is a text among numbers."""
-    return column.map(lambda value: (isinstance(value, str), value))
 
 
 def table_row(row: Mapping[Any, Any], base: Mapping[Any, Any] | None, settings: Sequence[str]) -> dict[str, str]:

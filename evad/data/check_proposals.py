@@ -5,7 +5,7 @@ from __future__ import annotations
 from evad.data.annotations import Annotations
 from evad.data.datamodule import ActionDataModule, AVADataModule
 from evad.data.findings import MAX_EXAMPLES, Finding
-from evad.data.proposals import read_proposals
+from evad.data.proposals import boxes_by_frame, read_proposals
 
 
 def proposal_findings(datamodule: ActionDataModule, annotations: Annotations) -> list[Finding]:
@@ -33,8 +33,7 @@ def _split_findings(datamodule: AVADataModule, annotations: Annotations, split: 
         boxes = read_proposals(path)
     except (ValueError, OSError) as error:
         return [Finding("proposals-unreadable", "error", str(error))]
-    confident = boxes[boxes["score"] >= threshold]
-    found = set(zip(confident["video"], confident["second"].astype(float)))
+    found = boxes_by_frame(boxes[boxes["score"] >= threshold])
     rows = annotations.of(split)
     keyframes = rows[~rows["nobody"]].drop_duplicates(["video", "time"])
     instants = list(zip(keyframes["video"], keyframes["time"].astype(float)))

@@ -85,7 +85,7 @@ class ProposalFiles:
         rows = read_proposals(path)
         confident = rows[rows["score"] >= self.threshold]
         left_out = Counter({f"score below {self.threshold:g}": len(rows) - len(confident)})
-        found = _by_frame(confident)
+        found = boxes_by_frame(confident)
         known = {(keyframe.video, float(keyframe.timestamp)) for keyframe in keyframes}
         left_out["frame is no keyframe"] = sum(len(boxes) for frame, boxes in found.items() if frame not in known)
         attached = []
@@ -156,7 +156,7 @@ def _line_of(path: Path, row: int) -> int:
         return next(islice(lines, row, None))
 
 
-def _by_frame(rows: pd.DataFrame) -> dict[tuple[str, float], np.ndarray]:
+def boxes_by_frame(rows: pd.DataFrame) -> dict[tuple[str, float], np.ndarray]:
     """(video, second) -> (m, 5) boxes and scores, highest score first."""
     rows = rows.sort_values(["video", "second", "score"], ascending=[True, True, False], kind="stable")
     starts = np.flatnonzero(~rows.duplicated(["video", "second"]).to_numpy())

@@ -120,9 +120,9 @@ def load_pretrained(model: EVAD, path: str | Path, part: InitPart = "model") -> 
         FileNotFoundError: if there are no weights.
         ValueError: if the file would run code, is damaged, or is of another architecture, or `part` is unknown.
     """
-    weights = read_pretrained(path)
     if part not in get_args(InitPart):
         raise ValueError(f"init_part={part}: choose one of {', '.join(get_args(InitPart))}")
+    weights = read_pretrained(path)
     return initialise(model, weights.encoder_only() if part == "encoder" else weights)
 
 
