@@ -19,7 +19,16 @@ from evad.analysis.figures import (
     training_cost,
 )
 from evad.analysis.open import first_pruning_run, open_run
-from evad.analysis.tables import change_table, class_gains, comparable, label_of, markdown, varying, with_deviation
+from evad.analysis.tables import (
+    change_table,
+    class_gains,
+    comparable,
+    groups,
+    label_of,
+    markdown,
+    varying,
+    with_deviation,
+)
 from evad.analysis.token_figures import area_share_figure, attention_figure, survival_figure
 
 
@@ -95,6 +104,26 @@ def test_change_table_is_the_papers_table(runs):
     assert markdown(table[["keep rate", "GFLOPs"]]) == (
         "| keep rate | GFLOPs |\n| --- | --- |\n| 1 | 200 |\n| 0.5 | 100 (-50%) |\n"
     )
+
+
+def test_words_of_a_group_leave_out_what_most_runs_have(runs):
+    odd = runs.iloc[:1].assign(classifier="linear")
+    both = pd.concat([runs.assign(classifier="decoder"), odd], ignore_index=True)
+    labels = groups(both, ["keep_rate", "classifier"])
+    assert sum(map(len, labels.values())) == len(both)
+    assert [label for label in labels if "classifier" in label] == [
+        label_of({"keep_rate": odd["keep_rate"].iloc[0], "classifier": "linear"})
+    ]
+    assert len(labels) == len(both.groupby(["keep_rate", "classifier"]))
+
+
+def test_legend_takes_room_of_its_own(runs):
+    def height(count):
+        many = pd.concat([runs.assign(fill=str(number), run=runs["run"] + str(number)) for number in range(count)])
+        curves = pd.DataFrame({"run": many["run"], "epoch": 1, "train_loss": 1.0, "mAP": 0.5, "person_AP": 0.5})
+        return learning_curves(curves, many).get_figheight()
+
+    assert height(20) > height(2) > 4
 
 
 def test_runs_that_differ_in_keep_rate_alone_are_comparable(runs):

@@ -69,9 +69,16 @@ def learning_curves(curves: pd.DataFrame, runs: pd.DataFrame) -> Figure:
         decorate(axis)
     for axis in axes[1:]:
         axis.set_ylim(0, 100)
-    handles, labels = axes[1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=1 if len(max(labels, key=len)) > 60 else 3)
+    legend_below(figure, axes[1])
     return figure
+
+
+def legend_below(figure: Figure, axis: Axes) -> None:
+    """One legend for all panels, in as many columns as fit, and room for it."""
+    handles, labels = axis.get_legend_handles_labels()
+    columns = max(1, int(11 * figure.get_figwidth() / (max(map(len, labels)) + 8)))  # characters in an inch
+    figure.set_figheight(figure.get_figheight() + 0.23 * -(-len(labels) // columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def draw_band(axis: Axes, statistics: pd.DataFrame, label: str, number: int) -> None:
@@ -136,8 +143,7 @@ def effect_of(
         axis.margins(x=0.12)
         decorate(axis)
     if len(lines) > 1:
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=1 if len(max(labels, key=len)) > 40 else 2)
+        legend_below(figure, figure.axes[0])
     return figure
 
 
@@ -198,7 +204,7 @@ def training_cost(runs: pd.DataFrame) -> Figure:
         axis.margins(y=0.12)
         decorate(axis)
     if len(lines) > 1:
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center")
+        legend_below(figure, figure.axes[0])
     return figure
 
 

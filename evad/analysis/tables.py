@@ -88,11 +88,18 @@ def is_number(value: object) -> bool:
 
 
 def groups(runs: pd.DataFrame, by: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Runs that share the settings `by`, under their settings in words; one group if `by` is empty."""
+    """Runs that share the settings `by`, under their settings in words; one group if `by` is empty.
+
+    Beside the first setting the words leave out what most runs have.
+    """
     if not by:
         return {"all runs": runs}
+    usual = {name: runs[name].mode(dropna=False).iloc[0] for name in by[1:]}
     split = runs.groupby(list(by), dropna=False, sort=True)
-    return {label_of(dict(zip(by, values))): rows for values, rows in split}
+    return {
+        label_of({name: value for name, value in zip(by, values) if name not in usual or value != usual[name]}): rows
+        for values, rows in split
+    }
 
 
 def other_settings(runs: pd.DataFrame, setting: str) -> list[str]:
