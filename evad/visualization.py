@@ -108,6 +108,7 @@ def plot_learning_curve(metrics: pd.DataFrame, path: Path) -> None:
     right.plot(valid["epoch"] + 1, 100 * valid["val/mAP"], marker="o", label="action mAP@0.5", color=COLOURS[5])
     right.plot(valid["epoch"] + 1, 100 * valid["val/person_AP"], marker="s", label="person AP@0.5", color=COLOURS[2])
     right.set(xlabel="epoch", ylabel="AP in %", title="Validation", ylim=(0, 100))
+    right.xaxis.get_major_locator().set_params(integer=True)
     right.legend(loc="lower right")
     for axis in (left, right):
         axis.grid(alpha=0.3)
