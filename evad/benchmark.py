@@ -33,6 +33,7 @@ from evad.build import warn_of_slow_bfloat16
 from evad.callbacks import peak_memory_mb, reset_peak_memory
 from evad.config import build_criterion, build_model, effective_keep_rate
 from evad.metrics.efficiency import EXTERNAL_ACTORS, executed_macs, grid_of, paper_macs, token_counts
+from evad.models.compilation import compile_layers
 from evad.models.evad import EVAD
 from evad.runs import hydra_command
 from evad.runtime import chosen_device, keep_freed_memory
@@ -128,7 +129,7 @@ def measure(config: str, size: int, mode: str) -> dict[str, float]:
     torch.manual_seed(0)
     model = build_model(cfg).to(device)
     if cfg.compile:
-        (model.encoder if mode == "encoder" else model).compile()
+        compile_layers(model)
     side = -(-size // cfg.data.pad_multiple) * cfg.data.pad_multiple
     batch = cfg.benchmark.batch_size
     clips = torch.randn(batch, 3, cfg.model.num_frames, side, side, device=device)

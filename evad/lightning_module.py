@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from evad.data.quick_check import explain_zero_map
+from evad.models.compilation import compile_layers
 from evad.models.criterion import ActionCriterion, Losses, SetCriterion
 from evad.models.evad import EVAD
 from evad.models.postprocess import PostProcess
@@ -70,7 +71,7 @@ class EVADModule(L.LightningModule):
         recipe: How it is optimized.
         postprocess: Outputs -> detections.
         protocol: Evaluation protocol handed to the data module's `build_metric`.
-        compile: Compile the detector with `torch.compile`.
+        compile: Compile the detector's layers with `torch.compile`.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class EVADModule(L.LightningModule):
         self.metric: Metric | None = None
         self.scores: dict[str, float] = {}
         if compile:
-            self.model.compile()
+            compile_layers(self.model)
 
     def setup(self, stage: str) -> None:
         """Take the validation metric (ground truth, classes) from the data module."""

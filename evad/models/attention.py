@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 
+import timm.layers
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class DropPath(timm.layers.DropPath):
+    """timm's, but left alone by torch.compile: blocks differ in the probability, and would get a program each."""
+
+    forward = torch.compiler.disable(timm.layers.DropPath.forward)
 
 
 class Attention(nn.Module):
@@ -72,6 +79,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
     return F.scaled_dot_product_attention(query, key, value)
 
 
+@torch.compiler.disable
 def attention_by_rows(
     query: Tensor,
     key: Tensor,

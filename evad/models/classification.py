@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp
+from timm.layers import Mlp
 from torch import Tensor, nn
 
 from evad.models.actors import ActorReader, Fill
-from evad.models.attention import Attention, attention, xavier_init
+from evad.models.attention import Attention, DropPath, attention, xavier_init
 from evad.models.positions import GridPositions
 from evad.models.tokens import Tokens
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from timm.layers import DropPath, Mlp
+from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from evad.models.attention import Attention, attention, xavier_init
+from evad.models.attention import Attention, DropPath, attention, xavier_init
 from evad.models.positions import GridPositions
 from evad.models.pruning import ContextOrder, KeyframePruning, TokenPruning
 from evad.models.tokens import KeyframeRule, Tokens

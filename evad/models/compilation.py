@@ -1,0 +1,30 @@
+"""torch.compile of the detector, layer by layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from evad.models.classification import DecoderBlock
+from evad.models.encoder import EncoderBlock
+from evad.models.localization import DynamicHead
+from evad.models.woo_head import InteractionStage
+
+LAYERS = (EncoderBlock, DecoderBlock, DynamicHead, InteractionStage)
+
+
+def compile_layers(model: nn.Module, **options: Any) -> None:
+    """Compile the repeated layers of a detector in place, each at its first call.
+
+    Layers of one kind share their programs, so that all of them are compiled in the time of a few; parameters keep
+    their names. What lies between the layers runs as before: RoIAlign, and the rows of attention that pruning sums up,
+    whose loop would be unrolled.
+
+    Args:
+        model: The detector or a part of it.
+        **options: Of `torch.compile`, such as `backend`.
+    """
+    for layer in model.modules():
+        if isinstance(layer, LAYERS):
+            layer.compile(**options)
