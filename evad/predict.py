@@ -20,9 +20,11 @@ from omegaconf import DictConfig
 from rich.progress import track
 
 from evad.config import build_model
-from evad.data.clip_sampling import clip_indices
+from evad.data.clip_sampling import ClipSampler
 from evad.data.collate import PaddingCollate
+from evad.data.transforms import VideoTransform
 from evad.data.video import VideoReader, open_video
+from evad.data.video_times import frame_at, second_at
 from evad.models.postprocess import PostProcess
 from evad.runs import argument, class_names, hydra_command_from_run, load_weights, run_of_checkpoint
 from evad.runtime import chosen_device, keep_freed_memory
@@ -51,17 +53,22 @@ def predict(cfg: DictConfig) -> Path:
     keyframes = keyframe_indices(reader, cfg.predict.keyframes_per_second)
     # Nobody asked for actors that are not there: the released fallback to all queries is off.
     postprocess = PostProcess(cfg.postprocess.score, cfg.predict.person_threshold, keep_all_if_none=False)
+    sampler = instantiate(cfg.data.sampler)
+    transform = instantiate(cfg.data.val_transform, _convert_="all")
+    collate = PaddingCollate(cfg.data.pad_multiple)
     found = {}
     for index in track(keyframes, description="Detecting"):
-        batch = PaddingCollate(cfg.data.pad_multiple)([read_clip(cfg, reader, index)]).to(device)
+        clip = read_clip(reader, index, sampler, transform, cfg.model.num_classes)
+        batch = collate([clip]).to(device)
         with torch.inference_mode():
             detected = postprocess(model(batch.clips, batch.sizes), batch.sizes, batch.original_sizes)[0]
         found[index] = detected.to("cpu")
 
-    write_detections(output / "detections.csv", found, names, reader.fps)
+    seconds = second_at(reader, np.arange(reader.num_frames, dtype=np.float64))
+    write_detections(output / "detections.csv", found, names, seconds)
     path = output / f"{Path(cfg.video).stem}.mp4"
     frames = annotated_frames(reader, found, list(names.values()), cfg.predict.score_threshold)
-    count = write_video(path, track(frames, description="Drawing", total=reader.num_frames), reader.fps)
+    count = write_video(path, track(frames, description="Drawing", total=reader.num_frames), reader.fps, reader.times)
     log.info(
         "%d frames, %d keyframes, %d actors; %s", count, len(found), sum(len(d.boxes) for d in found.values()), path
     )
@@ -69,19 +76,21 @@ def predict(cfg: DictConfig) -> Path:
 
 
 def keyframe_indices(reader: VideoReader, per_second: float) -> list[int]:
-    """Frames at which actors are detected, evenly spaced from the first one."""
-    step = max(reader.fps / per_second, 1.0)
-    return sorted({int(index) for index in np.arange(0, reader.num_frames, step)})
+    """Frames at which actors are detected, evenly spaced in time from the first one."""
+    if reader.times is None:
+        instants = np.arange(0, reader.num_frames, max(reader.fps / per_second, 1.0))
+    else:
+        instants = np.floor(frame_at(reader, np.arange(0, reader.times[-1], 1 / per_second)) + 0.5)
+    return sorted({0, *(int(index) for index in instants)})
 
 
-def read_clip(cfg: DictConfig, reader: VideoReader, index: int) -> Clip:
+def read_clip(
+    reader: VideoReader, index: int, sampler: ClipSampler, transform: VideoTransform, num_classes: int
+) -> Clip:
     """The clip around frame `index`, sampled at the training clock and transformed as in validation."""
-    sampler = instantiate(cfg.data.sampler)
-    transform = instantiate(cfg.data.val_transform, _convert_="all")
-    stride = sampler.frame_stride * (reader.fps / sampler.annotated_fps if sampler.annotated_fps else 1.0)
-    frames = reader.read(clip_indices(index, sampler.num_frames, stride, reader.num_frames))
+    frames = reader.read(sampler.around(index, reader))
     clip, _ = transform(frames, np.zeros((0, 4)))
-    target = Target(torch.zeros(0, 4), torch.zeros(0, cfg.model.num_classes))
+    target = Target(torch.zeros(0, 4), torch.zeros(0, num_classes))
     return Clip(clip, target, torch.tensor(index), torch.tensor(frames.shape[1:3]))
 
 
@@ -96,8 +105,8 @@ def annotated_frames(
         yield draw_detections(reader.read([index])[0], found[nearest], names, score_threshold, scale=scale)
 
 
-def write_detections(path: Path, found: dict[int, Detections], names: dict[str, str], fps: float) -> None:
-    """One row per actor and action: frame, seconds, box in pixels, person score, action id, name, score."""
+def write_detections(path: Path, found: dict[int, Detections], names: dict[str, str], seconds: np.ndarray) -> None:
+    """One row per actor and action: frame, its second, box in pixels, person score, action id, name, score."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(
@@ -105,7 +114,12 @@ def write_detections(path: Path, found: dict[int, Detections], names: dict[str, 
         )
         for index, detections in sorted(found.items()):
             for box, person, actions in zip(detections.boxes, detections.person_scores, detections.action_scores):
-                place = [index, round(index / fps, 4), *(round(v, 2) for v in box.tolist()), round(float(person), 4)]
+                place = [
+                    index,
+                    round(float(seconds[index]), 4),
+                    *(round(v, 2) for v in box.tolist()),
+                    round(float(person), 4),
+                ]
                 writer.writerows(
                     [*place, action_id, name, round(score, 5)]
                     for (action_id, name), score in zip(names.items(), actions.tolist())

@@ -18,7 +18,7 @@ def keyframe(position, timestamp="902"):
 
 
 def video(num_frames, fps):
-    return SimpleNamespace(num_frames=num_frames, fps=fps)
+    return SimpleNamespace(num_frames=num_frames, fps=fps, times=None)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['center']}of{case['video_frames']}")

@@ -44,7 +44,9 @@ def test_boxes_and_scores_are_those_of_prediction(detector, tmp_path):
     path = write_video(tmp_path / "video.mp4", frames, fps=4)
     reader, cfg = open_video(path), load_config(CONFIG)
     indices = [2, 3, 4, 5, 6, 7, 8, 9]  # stride 2 at 8 per second is every frame at 4
-    batch = PaddingCollate(cfg.data.pad_multiple)([read_clip(cfg, reader, 6)])
+    sampler, transform = instantiate(cfg.data.sampler), instantiate(cfg.data.val_transform, _convert_="all")
+    clip = read_clip(reader, 6, sampler, transform, cfg.model.num_classes)
+    batch = PaddingCollate(cfg.data.pad_multiple)([clip])
     everything = PostProcess("person_times_action", person_threshold=0.0)
     with torch.no_grad():
         (expected,) = everything(detector.model(batch.clips, batch.sizes), batch.sizes, batch.original_sizes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,6 +13,7 @@ import pandas as pd
 from evad.data.annotation_table import BOX, AnnotationTable, TimeUnit, read_table
 from evad.data.findings import Finding, Severity
 from evad.data.label_map import read_label_map
+from evad.data.video_times import Timed, frame_at, second_at
 from evad.structures import Keyframe
 
 BoxUnit = Literal["pixels", "fractions"]
@@ -30,15 +31,17 @@ class VideoInfo:
 
     Attributes:
         num_frames: Number of frames.
-        fps: Frames per second.
+        fps: Frames per second, see `Timed`.
         height: Height of a frame in pixels, as displayed.
         width: Width of a frame in pixels, as displayed.
+        times: When each frame is shown where the rate varies, see `Timed`.
     """
 
     num_frames: int
     fps: float
     height: int
     width: int
+    times: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,39 @@ class Clock:
     first: float = 0.0
     ticks_per_second: float | None = None
 
-    def frame(self, time: np.ndarray | float, fps: np.ndarray | float) -> np.ndarray:
-        """Times as frames of the file, from 0, with a fraction."""
-        return (np.asarray(time) - self.first) * (1.0 if self.unit == "frames" else fps)
+    def frame(self, time: np.ndarray | float, video: Timed) -> np.ndarray:
+        """Times in one video as frames of its file, from 0, with a fraction."""
+        since = np.asarray(time, dtype=np.float64) - self.first
+        return since if self.unit == "frames" else frame_at(video, since)
 
-    def position(self, time: np.ndarray | float, fps: np.ndarray | float) -> np.ndarray:
-        """Times as `Keyframe.position`."""
+    def position(self, time: np.ndarray | float, video: Timed | None) -> np.ndarray:
+        """Times in one video as `Keyframe.position`; without the video they must be seconds."""
+        since = np.asarray(time, dtype=np.float64) - self.first
         if self.unit == "seconds" and self.ticks_per_second is not None:
-            return (np.asarray(time) - self.first) * self.ticks_per_second  # whatever the file's rate
-        scale = 1.0 if self.ticks_per_second is None else self.ticks_per_second / fps
-        return self.frame(time, fps) * scale
+            return since * self.ticks_per_second  # whatever the file's rate
+        assert video is not None, "frames of the file need the file"
+        if self.ticks_per_second is None:
+            return self.frame(time, video)
+        if video.times is None:
+            return since * (self.ticks_per_second / video.fps)
+        return second_at(video, since) * self.ticks_per_second
+
+    def frames(self, rows: pd.DataFrame, videos: Mapping[str, Timed]) -> np.ndarray:
+        """`frame` of rows with the columns `video` and `time`."""
+        return _by_video(rows, lambda time, video: self.frame(time, videos[video]))
+
+    def positions(self, rows: pd.DataFrame, videos: Mapping[str, Timed] | None) -> np.ndarray:
+        """`position` of rows with the columns `video` and `time`."""
+        if videos is None:
+            return self.position(rows["time"].to_numpy(), None)
+        return _by_video(rows, lambda time, video: self.position(time, videos[video]))
+
+
+def _by_video(rows: pd.DataFrame, convert: Callable[[np.ndarray, str], np.ndarray]) -> np.ndarray:
+    time, converted = rows["time"].to_numpy(dtype=np.float64), np.empty(len(rows))
+    for video, index in rows.groupby("video", sort=False).indices.items():
+        converted[index] = convert(time[index], str(video))
+    return converted
 
 
 @dataclass(frozen=True)
@@ -226,8 +252,7 @@ def make_keyframes(
     rows = rows.assign(actor=_actor_ids(rows["actor"]), frame=rows.groupby(["video", "time"], sort=False).ngroup())
     instants = rows.drop_duplicates("frame")
     videos = [infos[video] for video in instants["video"]] if infos is not None else []
-    fps = np.array([info.fps for info in videos]) if infos is not None else np.nan
-    positions = annotations.clock.position(instants["time"].to_numpy(), fps)
+    positions = annotations.clock.positions(instants, infos)
     lines = rows[~rows["nobody"]]
     box_of_line = lines.groupby(["frame", *BOX, "actor"], sort=False).ngroup().to_numpy()
     people = lines[~pd.Series(box_of_line).duplicated().to_numpy()]

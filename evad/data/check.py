@@ -133,7 +133,7 @@ def _example(
     annotations: Annotations, check: VideoCheck, job: VideoJob, time: float, info: VideoInfo
 ) -> Example | None:
     """The keyframe of a video at a time; None if the video has no frame there."""
-    frame = annotations.clock.frame(time, info.fps)
+    frame = float(annotations.clock.frame(time, info))
     if not -1 <= frame <= info.num_frames:
         return None
     try:

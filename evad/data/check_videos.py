@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -64,7 +64,7 @@ def missing_videos(split: str, missing: Sequence[str], where: object) -> list[Fi
 
 
 def _info(reader: VideoReader) -> VideoInfo:
-    return VideoInfo(reader.num_frames, reader.fps, reader.height, reader.width)
+    return VideoInfo(reader.num_frames, reader.fps, reader.height, reader.width, reader.times)
 
 
 def video_findings(annotations: Annotations, infos: Mapping[str, VideoInfo]) -> list[Finding]:
@@ -75,7 +75,7 @@ def video_findings(annotations: Annotations, infos: Mapping[str, VideoInfo]) -> 
     facts = rows["video"].map(infos)
     num_frames = np.array([info.num_frames for info in facts])
     fps = np.array([info.fps for info in facts])
-    found = _times(rows, annotations.clock, num_frames, fps)
+    found = _varying_rates(infos) + _times(rows, annotations.clock, infos, num_frames, fps)
     if annotations.boxes == "pixels":
         sizes = np.array([(info.width, info.height) for info in facts], dtype=np.float64)
         people = ~rows["nobody"].to_numpy()
@@ -83,9 +83,19 @@ def video_findings(annotations: Annotations, infos: Mapping[str, VideoInfo]) -> 
     return found
 
 
-def _times(rows: pd.DataFrame, clock: Clock, num_frames: np.ndarray, fps: np.ndarray) -> list[Finding]:
+def _varying_rates(infos: Mapping[str, VideoInfo]) -> list[Finding]:
+    varying = [f"video {video}: {info.fps:.3g} on average" for video, info in infos.items() if info.times is not None]
+    if not varying:
+        return []
+    message = f"the frame rate of {len(varying)} videos varies; their seconds are those of the frames' timestamps"
+    return [Finding("variable-frame-rate", "info", message, "", len(varying), tuple(varying[:MAX_EXAMPLES]))]
+
+
+def _times(
+    rows: pd.DataFrame, clock: Clock, infos: Mapping[str, VideoInfo], num_frames: np.ndarray, fps: np.ndarray
+) -> list[Finding]:
     time = rows["time"].to_numpy()
-    frame = clock.frame(time, fps)
+    frame = clock.frames(rows, infos)
     beyond = frame > num_frames  # equality is the end of the last frame, which `ClipSampler` allows
     if not beyond.any():
         return _time_origin(rows, clock, frame, num_frames, fps)
@@ -98,7 +108,7 @@ def _times(rows: pd.DataFrame, clock: Clock, num_frames: np.ndarray, fps: np.nda
     if clock.unit == "seconds" and _whole(time) and (time - clock.first <= num_frames).all():
         kind, message = "frames-as-seconds", f"{message}: the times look like frame numbers, not seconds"
         remedy = "name the column `frame` instead of `time`"
-    elif first > clock.first and (_since(time, first, clock, fps) <= num_frames).all():
+    elif first > clock.first and (replace(clock, first=first).frames(rows, infos) <= num_frames).all():
         kind, message = "time-origin", f"{message}: times begin at {time.min():g}, the videos at {clock.first:g}"
         remedy = "set data.first_time (AVA: data.video_start_second) to what the clock says at a video's first frame"
     return row_finding(rows, beyond, kind, "error", message, remedy)
@@ -118,10 +128,6 @@ def _time_origin(
         message = "every frame number is below its video's length in seconds: they may be seconds"
         return [Finding("seconds-as-frames", "warning", message, "name the column `time` if they are")]
     return []
-
-
-def _since(time: np.ndarray, first: float, clock: Clock, fps: np.ndarray) -> np.ndarray:
-    return Clock(clock.unit, first, clock.ticks_per_second).frame(time, fps)
 
 
 def _whole(values: np.ndarray) -> bool:
@@ -225,10 +231,9 @@ class VideoCheck(Dataset[VideoReport]):
 
     def _clip(self, time: float, job: VideoJob, reader: VideoReader) -> np.ndarray:
         """Frames of the clip at an annotated time; none if the time is outside the video, which is another finding."""
-        frame = self.clock.frame(time, reader.fps)
-        if not -1 <= frame <= reader.num_frames:
+        if not -1 <= self.clock.frame(time, reader) <= reader.num_frames:
             return np.zeros(0, np.int64)
-        position = float(self.clock.position(time, reader.fps))
+        position = float(self.clock.position(time, reader))
         nobody = np.zeros((0, 4))
         return self.sampler(Keyframe(job.video, f"{time:g}", position, nobody, nobody, np.zeros(0, np.int64)), reader)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from evad.data.video import VideoReader
+from evad.data.video_times import frame_at, second_at
 from evad.structures import Keyframe
 
 
@@ -54,14 +55,30 @@ class ClipSampler:
         Raises:
             ValueError: The keyframe is more than a frame outside the video.
         """
-        file_frames_per_tick = 1.0 if self.annotated_fps is None else reader.fps / self.annotated_fps
-        center = keyframe.position * file_frames_per_tick
+        second = None if self.annotated_fps is None else keyframe.position / self.annotated_fps
+        center = self._center(keyframe.position, reader)
         # One frame of grace: a last frame that rounds to the video's length is still its end.
         if not -1 <= center <= reader.num_frames:
-            clock = "" if self.annotated_fps is None else f" ({keyframe.position / self.annotated_fps:g} s)"
+            clock = "" if second is None else f" ({second:g} s)"
             raise ValueError(
                 f"video {keyframe.video}: keyframe {keyframe.timestamp} is frame {center:g}{clock}, but the video has "
                 f"{reader.num_frames} frames at {reader.fps:g} per second; check the annotation, the second the video "
                 f"starts at, and whether the file is complete"
             )
-        return clip_indices(center, self.num_frames, self.frame_stride * file_frames_per_tick, reader.num_frames)
+        return self.around(center, reader)
+
+    def _center(self, position: float, reader: VideoReader) -> float:
+        if self.annotated_fps is None:
+            return position
+        if reader.times is None:
+            return position * (reader.fps / self.annotated_fps)
+        return frame_at(reader, position / self.annotated_fps)
+
+    def around(self, center: float, reader: VideoReader) -> np.ndarray:
+        """(T,) int64 indices of the clip around frame `center` of the file."""
+        if self.annotated_fps is None or reader.times is None:
+            scale = 1.0 if self.annotated_fps is None else reader.fps / self.annotated_fps
+            return clip_indices(center, self.num_frames, self.frame_stride * scale, reader.num_frames)
+        offsets = (np.arange(self.num_frames) - self.num_frames // 2) * (self.frame_stride / self.annotated_fps)
+        frames = frame_at(reader, second_at(reader, center) + offsets)
+        return np.clip(np.floor(frames + 0.5), 0, reader.num_frames - 1).astype(np.int64)

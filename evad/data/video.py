@@ -22,6 +22,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from torchvision.io import ImageReadMode, decode_image
 
+from evad.data.video_times import measured_rate
+
 try:
     import decord
 except ImportError:  # pyproject.toml leaves it out on macOS
@@ -46,13 +48,15 @@ class VideoReader(Protocol):
 
     Attributes:
         num_frames: Number of frames.
-        fps: Frames per second (the average, where the rate varies).
+        fps: Frames per second, see `Timed`.
+        times: When each frame is shown where the rate varies, see `Timed`.
         height: Height of a frame in pixels, as displayed.
         width: Width of a frame in pixels, as displayed.
     """
 
     num_frames: int
     fps: float
+    times: np.ndarray | None
     height: int
     width: int
 
@@ -127,10 +131,14 @@ class DecordReader:
             self._reader = decord.VideoReader(str(path), num_threads=1)
             # Read one frame now, so that a file decord opens but cannot decode is found here.
             self.height, self.width, _ = self._reader[0].shape
+            self.num_frames = len(self._reader)
+            self.fps = float(self._reader.get_avg_fps())
+            self.times: np.ndarray | None = None
+            if not _is_avi(Path(path)):  # AVI stores no presentation times
+                starts = self._reader.get_frame_timestamp(np.arange(self.num_frames))[:, 0]
+                self.fps, self.times = measured_rate(starts.astype(np.float64), self.fps)
         except (RuntimeError, decord.DECORDError) as error:
             raise VideoError(f"{path}: decord cannot read the video ({_first_line(error)}); {_REENCODE}") from error
-        self.num_frames = len(self._reader)
-        self.fps = float(self._reader.get_avg_fps())
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """See `VideoReader.read`."""
@@ -200,6 +208,9 @@ class PyAVReader:
             raise VideoError(f"{path}: PyAV cannot read the video ({_first_line(error)}); {_REENCODE}") from error
         self.num_frames = self._timeline.num_frames
         self.fps = float(rate)
+        self.times: np.ndarray | None = None
+        if self._timeline.pts is not None and self._stream.time_base is not None:
+            self.fps, self.times = measured_rate(self._timeline.pts * float(self._stream.time_base), self.fps)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """See `VideoReader.read`."""
@@ -295,6 +306,7 @@ class FrameReader:
         self._name = name
         self.num_frames = len(paths)
         self.fps = fps
+        self.times: np.ndarray | None = None
         self.height, self.width, _ = self._read_image(0).shape
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
