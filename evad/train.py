@@ -188,6 +188,7 @@ def flat_parameters(cfg: DictConfig) -> dict[str, object]:
         "name": cfg.name,
         "seed": cfg.seed,
         "data/batch_size": data.batch_size,
+        "data/image_size": OmegaConf.select(cfg, "data.val_transform.short_side"),
         "max_epochs": cfg.trainer.max_epochs,
     }
 

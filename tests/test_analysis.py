@@ -19,6 +19,9 @@ from evad.analysis import (
     read_wandb_export,
     summarize,
 )
+from evad.analysis.wandb_export import COLUMNS
+from evad.config import load_config
+from evad.train import flat_parameters
 
 NAN = float("nan")
 
@@ -308,10 +311,19 @@ def test_wandb_export_has_the_columns_of_read_runs(tmp_path):
 
 def test_wandb_export_understands_nested_configurations_and_maxima(tmp_path):
     (tmp_path / "export.csv").write_text(
-        "ID,Name,State,model.keep_rate,val/mAP,val/mAP.max\nx1,mini,finished,0.7,0.5,0.75\n"
+        "ID,Name,State,model.keep_rate,model.pruning,data.image_size,val/mAP,val/mAP.max\n"
+        "x1,mini,finished,0.7,KeyframePruning,224,0.5,0.75\n"
     )
     frame = read_wandb_export(tmp_path / "export.csv")
-    assert frame.loc[0, ["run", "name", "keep_rate", "mAP_best"]].tolist() == ["x1", "mini", 0.7, 0.75]
+    columns = ["run", "name", "keep_rate", "pruning", "image_size", "mAP_best"]
+    assert frame.loc[0, columns].tolist() == ["x1", "mini", 0.7, "mean_attention", 224, 0.75]
+
+
+def test_what_the_loggers_are_told_is_what_an_export_is_read_by():
+    told = flat_parameters(load_config(["experiment=ava_vitb"]))
+    read = {name for names in COLUMNS.values() for name in names}
+    assert {key for key in told if key not in read} == {"model/localization", "data/batch_size"}
+    assert told["data/image_size"] == 288
 
 
 def test_a_csv_that_is_no_wandb_export_is_refused(tmp_path):

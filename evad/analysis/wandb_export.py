@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from evad.analysis.runs import MEASURES
+from evad.analysis.runs import CHOICE_OF_CLASS, MEASURES, PARTS
 
 COLUMNS = {
     "run": ("ID", "Name"),
@@ -23,6 +23,7 @@ COLUMNS = {
     "classifier": ("model/classifier",),
     "keyframe": ("model/keyframe",),
     "decoder_input": ("model/decoder_input",),
+    "image_size": ("data/image_size",),
     "max_epochs": ("max_epochs",),
     "mAP_last": ("val/mAP",),
     "mAP_best": ("val/mAP.max",),
@@ -52,7 +53,10 @@ def read_wandb_export(path: str | Path) -> pd.DataFrame:
     """
     table = pd.read_csv(path)
     given = {str(column): column for column in table.columns}
-    given |= {name.replace(".", "/") if name.startswith("model.") else name: column for name, column in given.items()}
+    given |= {
+        name.replace(".", "/") if name.startswith(("model.", "data.")) else name: column
+        for name, column in given.items()
+    }
     if missing := [name for name in ("State", "val/mAP") if name not in given]:
         raise ValueError(
             f"{path} has no column {', '.join(missing)} but {', '.join(map(str, table.columns))}: show it in the runs "
@@ -66,6 +70,8 @@ def read_wandb_export(path: str | Path) -> pd.DataFrame:
         elif ours in MEASURES:
             frame[ours] = float("nan")
     frame["status"] = frame["status"].replace(STATES)
+    for part in [part for part in PARTS if part in frame]:
+        frame[part] = frame[part].replace(CHOICE_OF_CLASS)
     if "roi_extension" in frame:
         frame["roi_extension"] = frame["roi_extension"].astype("string").str.strip("[]").astype(object)
     frame["problems"] = ["" if known else "no val/mAP" for known in frame["mAP_last"].notna()]
