@@ -16,6 +16,8 @@ import logging
 import multiprocessing
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,8 @@ def benchmark(cfg: DictConfig) -> pd.DataFrame:
     options = cfg.benchmark
     if str(options.precision) not in ("32", "bf16"):
         raise ValueError(f"benchmark.precision {options.precision} is neither 32 nor bf16")
+    if unknown := sorted(set(options.modes) - set(STEPS)):
+        raise ValueError(f"benchmark.modes {', '.join(unknown)} is none of {', '.join(STEPS)}")
     jobs = [(mode, size, rate) for mode in options.modes for size in options.sizes for rate in options.keep_rates]
     rows = []
     for mode, size, rate in track(jobs, description="Measuring", disable=not options.time):
@@ -62,6 +66,7 @@ def benchmark(cfg: DictConfig) -> pd.DataFrame:
         if options.time:
             row.update(in_own_process(OmegaConf.to_yaml(job, resolve=False), size, mode))
         rows.append(row)
+        (output / "rows.json").write_text(json.dumps(rows, indent=2) + "\n")  # what a job that fails leaves
     table = pd.DataFrame(rows)
     write_results(table, output, options.json)
     log.info("results in %s", output)
@@ -104,9 +109,19 @@ def stage_tokens(model: EVAD, frames: int, side: int) -> list[int]:
 
 
 def in_own_process(config: str, size: int, mode: str) -> dict[str, float]:
-    """`measure` in a fresh process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, (config, size, mode))
+    """`measure` in a fresh process.
+
+    Raises:
+        RuntimeError: if the process was killed.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(measure, config, size, mode).result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                f"the process that measured {mode} at {size} pixels was killed, most likely for want of memory: leave "
+                "out this size or mode, or set model.activation_checkpointing=true"
+            ) from error
 
 
 def measure(config: str, size: int, mode: str) -> dict[str, float]:
@@ -135,7 +150,7 @@ def measure(config: str, size: int, mode: str) -> dict[str, float]:
     clips = torch.randn(batch, 3, cfg.model.num_frames, side, side, device=device)
     sizes = torch.full((batch, 2), size, device=device)
     run = STEPS[mode](model, cfg)
-    warn_of_slow_bfloat16(cfg.benchmark.precision, device)
+    warn_of_slow_bfloat16(str(cfg.benchmark.precision), device)
     reset_peak_memory(device)
     before = peak_memory_mb(device)
     times = []

@@ -32,7 +32,7 @@ from evad.metrics.decomposition import DecomposingModule
 from evad.metrics.efficiency import paper_macs
 from evad.metrics.keyframe_metrics import TubeMAP
 from evad.models.postprocess import PostProcess
-from evad.runs import argument, hydra_command_from_run, load_weights, run_of_checkpoint
+from evad.runs import argument, hydra_command_from_run, load_weights, run_of_argument
 from evad.visualization import draw_detections, readable_scale
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def main() -> None:
     checkpoint = argument("ckpt_path")
     if checkpoint is None:
         raise SystemExit("python -m evad.eval needs ckpt_path=<run>/checkpoints/best.ckpt")
-    hydra_command_from_run(evaluate, run_of_checkpoint(checkpoint), output="eval/${now:%Y-%m-%d_%H-%M-%S}")
+    hydra_command_from_run(evaluate, run_of_argument(checkpoint), output="eval/${now:%Y-%m-%d_%H-%M-%S}")
 
 
 if __name__ == "__main__":

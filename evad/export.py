@@ -33,7 +33,7 @@ from evad.data.transforms import VideoTransform
 from evad.models.evad import EVAD
 from evad.models.external import ExternalBoxes
 from evad.models.postprocess import PostProcess
-from evad.runs import argument, class_names, hydra_command_from_run, load_weights, run_of_checkpoint
+from evad.runs import argument, class_names, hydra_command_from_run, load_weights, run_of_argument, run_of_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,10 @@ def export(cfg: DictConfig) -> Path:
         ValueError: if no program can be made of this detector.
         RuntimeError: if the program computes something else.
     """
-    options = {"size": None, "batch_size": 1, "device": "cpu", **(cfg.get("export") or {})}  # old runs have none
+    known = {"size": None, "batch_size": 1, "device": "cpu"}
+    options = {**known, **(cfg.get("export") or {})}  # old runs have none
+    if unknown := [f"export.{key}" for key in options if key not in known]:
+        raise ValueError(f"there is no {', '.join(unknown)}; what there is: export.{', export.'.join(known)}")
     size = options["size"]
     if not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise ValueError(f"export.size is {size}; give height and width of your videos: export.size=[360,640]")
@@ -178,7 +181,7 @@ def main() -> None:
     # The configs of older runs have no such keys.
     sys.argv = [f"++{text}" if text.startswith("export.") else text for text in sys.argv]
     size = "x".join(re.findall(r"\d+", argument("++export.size") or ""))
-    hydra_command_from_run(export, run_of_checkpoint(checkpoint), output=f"export/{size}".rstrip("/"))
+    hydra_command_from_run(export, run_of_argument(checkpoint), output=f"export/{size}".rstrip("/"))
 
 
 if __name__ == "__main__":

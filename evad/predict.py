@@ -24,9 +24,9 @@ from evad.data.clip_sampling import ClipSampler
 from evad.data.collate import PaddingCollate
 from evad.data.transforms import VideoTransform
 from evad.data.video import VideoReader, open_video
-from evad.data.video_times import frame_at, second_at
+from evad.data.video_times import second_at, shown_at
 from evad.models.postprocess import PostProcess
-from evad.runs import argument, class_names, hydra_command_from_run, load_weights, run_of_checkpoint
+from evad.runs import argument, class_names, hydra_command_from_run, load_weights, run_of_argument, run_of_checkpoint
 from evad.runtime import chosen_device, keep_freed_memory
 from evad.structures import Clip, Detections, Target
 from evad.visualization import draw_detections, readable_scale, write_video
@@ -67,7 +67,7 @@ def predict(cfg: DictConfig) -> Path:
     seconds = second_at(reader, np.arange(reader.num_frames, dtype=np.float64))
     write_detections(output / "detections.csv", found, names, seconds)
     path = output / f"{Path(cfg.video).stem}.mp4"
-    frames = annotated_frames(reader, found, list(names.values()), cfg.predict.score_threshold)
+    frames = annotated_frames(reader, found, list(names.values()), cfg.predict.score_threshold, seconds)
     count = write_video(path, track(frames, description="Drawing", total=reader.num_frames), reader.fps, reader.times)
     log.info(
         "%d frames, %d keyframes, %d actors; %s", count, len(found), sum(len(d.boxes) for d in found.values()), path
@@ -76,11 +76,17 @@ def predict(cfg: DictConfig) -> Path:
 
 
 def keyframe_indices(reader: VideoReader, per_second: float) -> list[int]:
-    """Frames at which actors are detected, evenly spaced in time from the first one."""
+    """Frames at which actors are detected, evenly spaced in time from the first one.
+
+    Raises:
+        ValueError: if `per_second` is not above 0.
+    """
+    if not per_second > 0:
+        raise ValueError(f"predict.keyframes_per_second is {per_second}; it must be above 0")
     if reader.times is None:
         instants = np.arange(0, reader.num_frames, max(reader.fps / per_second, 1.0))
     else:
-        instants = np.floor(frame_at(reader, np.arange(0, reader.times[-1], 1 / per_second)) + 0.5)
+        instants = shown_at(reader, np.arange(0, reader.times[-1], 1 / per_second))
     return sorted({0, *(int(index) for index in instants)})
 
 
@@ -95,13 +101,13 @@ def read_clip(
 
 
 def annotated_frames(
-    reader: VideoReader, found: dict[int, Detections], names: list[str], score_threshold: float
+    reader: VideoReader, found: dict[int, Detections], names: list[str], score_threshold: float, seconds: np.ndarray
 ) -> Iterator[np.ndarray]:
-    """Every frame with the detections of the nearest keyframe."""
+    """Every frame with the detections of the keyframe nearest in time."""
     keyframes = np.array(sorted(found))
     scale = readable_scale(reader.height)
     for index in range(reader.num_frames):
-        nearest = int(keyframes[np.abs(keyframes - index).argmin()])
+        nearest = int(keyframes[np.abs(seconds[keyframes] - seconds[index]).argmin()])
         yield draw_detections(reader.read([index])[0], found[nearest], names, score_threshold, scale=scale)
 
 
@@ -131,7 +137,9 @@ def main() -> None:
     checkpoint, video = argument("ckpt_path"), argument("video")
     if checkpoint is None or video is None:
         raise SystemExit("python -m evad.predict needs ckpt_path=<run>/checkpoints/best.ckpt and video=<file>")
-    hydra_command_from_run(predict, run_of_checkpoint(checkpoint), output=f"predict/{Path(video).stem}")
+    if not Path(video).is_file():
+        raise SystemExit(f"video: there is no file {video}")
+    hydra_command_from_run(predict, run_of_argument(checkpoint), output=f"predict/{Path(video).stem}")
 
 
 if __name__ == "__main__":

@@ -114,6 +114,14 @@ def run_of_checkpoint(checkpoint: str | Path) -> Path:
     )
 
 
+def run_of_argument(checkpoint: str) -> Path:
+    """As `run_of_checkpoint`; a command ends with the sentence alone."""
+    try:
+        return run_of_checkpoint(checkpoint)
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from error
+
+
 def class_names(run_dir: Path, num_classes: int) -> dict[str, str]:
     """Action id -> name of every model output; numbers alone where the weights came without names."""
     path = run_dir / CLASSES
@@ -142,14 +150,38 @@ def hydra_command_from_run(function: Callable[[DictConfig], Any], run_dir: Path,
         output: Where Hydra writes, below the run folder unless absolute.
     """
     given = {arg.partition("=")[0] for arg in sys.argv[1:]}
+    if groups := [arg for arg in sys.argv[1:] if "=" in arg and is_group(arg.partition("=")[0].lstrip("+"))]:
+        raise SystemExit(
+            f"{' '.join(groups)}: the configuration of a run has no groups to choose from; change their keys, as in "
+            "trainer.max_epochs=20"
+        )
     target = run_dir / output
     defaults = {
         "hydra.run.dir": str(target),
         "hydra.sweep.dir": str(target),
         "hydra.sweep.subdir": "${hydra.job.override_dirname}",
     }
-    sys.argv += [f"{key}='{value}'" for key, value in defaults.items() if key not in given]
+    files = {text for text in sys.argv[1:] if is_file_argument(text)}
+    sys.argv = [quoted(*text.split("=", 1)) if text in files else text for text in sys.argv]
+    sys.argv += [quoted(key, value) for key, value in defaults.items() if key not in given]
     hydra.main(version_base="1.3", config_path=str(run_dir), config_name=Path(CONFIG).stem)(function)()
+
+
+def is_group(key: str) -> bool:
+    """Whether a key of the command line chooses a file below conf/, as `data=` and `model/pruning=` do."""
+    return bool(key) and not key.startswith("hydra") and (conf_dir() / key).is_dir()
+
+
+def is_file_argument(text: str) -> bool:
+    """Whether `key=value` names a file that is there, in whatever characters."""
+    key, _, value = text.partition("=")
+    return key in ("ckpt_path", "video", "resume") and Path(value).exists()
+
+
+def quoted(key: str, value: str) -> str:
+    """Override that Hydra's grammar reads as this very text."""
+    escaped = value.replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 def load_weights(model: nn.Module, checkpoint: str | Path) -> None:

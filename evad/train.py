@@ -59,7 +59,9 @@ def run(cfg: DictConfig) -> float | None:
         log.warning("%s has no effect: the chosen parts of the model do not read it", override)
     overrides, digest = list(hydra.overrides.task), config_digest(cfg)
     if cfg.resume:
-        overrides, digest = as_before(read_record(run_dir), overrides, digest)
+        overrides, digest = as_before(earlier := read_record(run_dir), overrides, digest)
+        if overrides != earlier.get("overrides"):
+            keep_earlier_config(cfg, run_dir)
     with recorded(run_dir, overrides, digest) as record:
         try:
             record["value"] = train(cfg, run_dir)
@@ -80,8 +82,22 @@ def as_before(record: dict[str, Any], overrides: list[str], digest: str) -> tupl
     """
     earlier = record.get("overrides", [])
     added = [text for text in overrides if text not in earlier and not text.lstrip("+").startswith("resume=")]
+    again = {split_override(text)[0] for text in added}
     changed = [text for text in added if not is_without_effect(split_override(text)[0])]
-    return [*earlier, *added], digest if changed else record.get("config", digest)
+    kept = [text for text in earlier if split_override(text)[0] not in again]
+    return [*kept, *added], digest if changed else record.get("config", digest)
+
+
+@rank_zero_only
+def keep_earlier_config(cfg: DictConfig, run_dir: Path) -> None:
+    """Set the configuration up to here aside as config.0.yaml, config.1.yaml, ... and save the one that goes on."""
+    if (run_dir / CONFIG).is_file():
+        number = len(list(run_dir.glob("config.*[0-9].yaml")))
+        (run_dir / CONFIG).replace(run_dir / f"config.{number}.yaml")
+    changed = cfg.copy()
+    changed.resume = None
+    absolute_paths(changed)
+    save_config(changed, run_dir)
 
 
 def train(cfg: DictConfig, run_dir: Path) -> float | None:
@@ -92,6 +108,8 @@ def train(cfg: DictConfig, run_dir: Path) -> float | None:
     """
     resume = find_checkpoint(Path(cfg.resume)) if cfg.resume else None
     absolute_paths(cfg)
+    if not cfg.init_from and cfg.init_part != "model":
+        log.warning("init_part=%s has no effect without init_from: every weight starts at random", cfg.init_part)
     if resume is None:
         save_config(cfg, run_dir)
     else:
@@ -233,7 +251,7 @@ def main() -> None:
         return
     run_dir = Path(resume).absolute()
     if not (run_dir / CONFIG).is_file():
-        raise FileNotFoundError(f"resume: {run_dir} is no run folder, it has no {CONFIG}")
+        raise SystemExit(f"resume: {run_dir} is no run folder, it has no {CONFIG}")
     hydra_command_from_run(job, run_dir, output=".")
 
 

@@ -9,6 +9,7 @@ import av
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from evad.config import build_model, load_config
 from evad.data.mini import ensure_mini
@@ -78,6 +79,7 @@ def test_resume_goes_on_in_the_same_folder_and_keeps_the_metrics(run_dir, worksp
     command("evad.train", f"resume={run_dir}", "trainer.max_epochs=3", cwd=workspace)
     epochs = read_metrics(run_dir).dropna(subset=["val/mAP"])["epoch"].tolist()
     assert epochs == [0, 1, 2]
+    assert [OmegaConf.load(run_dir / name).trainer.max_epochs for name in ("config.0.yaml", "config.yaml")] == [2, 3]
     assert torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
 
 
@@ -102,7 +104,10 @@ def test_prediction_has_the_length_and_rate_of_the_video(run_dir, workspace):
     video = workspace / "data/mini/videos/val_00000.mp4"
     checkpoint = f"ckpt_path={run_dir}/checkpoints/last.ckpt"
     options = ["predict.person_threshold=0", "hydra.run.dir=prediction"]
-    command("evad.predict", checkpoint, f"video={video}", *options, cwd=workspace)
+    odd = workspace / "it's a=1, {2} (3)" / video.name  # characters of Hydra's grammar
+    odd.parent.mkdir()
+    odd.symlink_to(video)
+    command("evad.predict", checkpoint, f"video={odd}", *options, cwd=workspace)
     with av.open(str(video)) as source, av.open(str(workspace / "prediction/val_00000.mp4")) as annotated:
         ours, theirs = annotated.streams.video[0], source.streams.video[0]
         assert ours.average_rate == theirs.average_rate
@@ -167,10 +172,20 @@ def test_misspelt_key_is_an_error_that_names_it(workspace):
     assert "keeprate" in failed.stderr
 
 
+def test_groups_and_misspelt_keys_are_refused_where_a_run_gives_the_configuration(run_dir, workspace):
+    checkpoint = f"ckpt_path={run_dir}/checkpoints/last.ckpt"
+    before = (run_dir / "run.json").read_text()
+    failed = command("evad.train", f"resume={run_dir}", "logger=csv", cwd=workspace, check=False)
+    assert failed.stderr.startswith("logger=csv: the configuration of a run has no groups to choose from")
+    assert (run_dir / "run.json").read_text() == before
+    failed = command("evad.export", checkpoint, "export.size=[48,64]", "export.batchsize=4", cwd=workspace, check=False)
+    assert "there is no export.batchsize; what there is: export.size, export.batch_size, export.device" in failed.stderr
+
+
 def test_missing_checkpoint_is_an_error_that_says_where(workspace):
     failed = command("evad.eval", "ckpt_path=nowhere.ckpt", cwd=workspace, check=False)
     assert failed.returncode != 0
-    assert "no checkpoint at" in failed.stderr
+    assert failed.stderr.startswith("ckpt_path: no checkpoint at")
 
 
 def test_paper_model_takes_a_training_and_a_validation_step_on_ava_layout(workspace):

@@ -13,7 +13,7 @@ from evad.data.annotations import Clock
 from evad.data.clip_sampling import ClipSampler
 from evad.data.custom import CustomDataModule
 from evad.data.video import DecordReader, PyAVReader, open_video
-from evad.data.video_times import frame_at, measured_rate, second_at
+from evad.data.video_times import frame_at, measured_rate, second_at, shown_at
 from evad.predict import keyframe_indices
 from evad.structures import Keyframe
 from evad.visualization import write_video
@@ -94,6 +94,16 @@ def test_clips_hold_the_frames_of_their_seconds():
         sampler(keyframe(180), VARYING)
 
 
+def test_a_frame_stays_until_the_next_one():
+    times = np.concatenate([np.arange(60) / 30, 2 + 3 * np.arange(5)])  # then a picture every three seconds
+    slides = SimpleNamespace(num_frames=65, fps=64 / times[-1], times=times)
+    seconds = np.array([-1, 0.99, 1.99, 2, 4.9, 4.99, 5, 12.6, 13.9, 14.0, 15.5])
+    assert shown_at(slides, seconds).tolist() == [-1, 30, 60, 60, 60, 61, 61, 63, 63, 64, 64]
+    sampler = ClipSampler(num_frames=3, frame_stride=30, annotated_fps=30)
+    assert sampler(keyframe(12.6 * 30), slides).tolist() == [63, 63, 63]
+    assert sampler(keyframe(4.9 * 30), slides).tolist() == [60, 60, 61]
+
+
 def test_even_times_give_the_clips_of_a_constant_rate():
     even = SimpleNamespace(num_frames=250, fps=25.0, times=np.arange(250) / 25)
     constant = SimpleNamespace(num_frames=250, fps=25.0, times=None)
@@ -133,6 +143,8 @@ def test_own_videos_of_varying_rate(tmp_path, caplog):
 
 def test_predictions_are_evenly_spaced_in_time_and_written_at_their_seconds(tmp_path):
     assert keyframe_indices(VARYING, 2) == [0, 15, 30, 45, 60, 65, 70, 75, 80, 95]
+    with pytest.raises(ValueError, match="keyframes_per_second is 0; it must be above 0"):
+        keyframe_indices(VARYING, 0)
     path = tmp_path / "out.mp4"
     pictures = [np.full((32, 64, 3), 2 * number, np.uint8) for number in range(110)]
     assert write_video(path, pictures, VARYING.fps, TIMES) == 110

@@ -17,10 +17,10 @@ from evad.analysis import summarize
 from evad.config import load_config
 from evad.identity import config_digest
 from evad.run_files import CONFIG, RECORD, read_metrics
-from evad.runs import best_epoch, read_record, recorded, write_record
+from evad.runs import best_epoch, read_record, recorded, save_config, write_record
 from evad.sweep import LOCK, SweepCallback, job_of_further_rank, sweep_job
 from evad.sweep_summary import markdown, read_jobs, write_summary
-from evad.train import as_before
+from evad.train import as_before, keep_earlier_config
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +149,22 @@ def test_run_that_goes_on_is_recorded_as_it_began():
     changed = as_before(record, ["resume=run", "trainer.max_epochs=9"], "now")
     assert changed == ([*record["overrides"], "trainer.max_epochs=9"], "now")
     assert as_before({}, ["seed=1"], "now") == (["seed=1"], "now")
+    longer = as_before({"overrides": ["trainer.max_epochs=1", "seed=2"]}, ["trainer.max_epochs=2"], "now")
+    assert longer == (["seed=2", "trainer.max_epochs=2"], "now")
+
+
+def test_a_resume_that_changes_the_configuration_saves_it_beside_the_earlier_one(tmp_path):
+    data = {"num_classes": 3, "root": str(tmp_path)}
+    parts = {"resume": None, "init_from": None, "paths": {"data": str(tmp_path)}, "data": data}
+    first = OmegaConf.create({**parts, "trainer": {"max_epochs": 1}})
+    save_config(first, tmp_path)
+    for epochs in (2, 3):
+        changed = first.copy()
+        changed.resume, changed.trainer.max_epochs = str(tmp_path), epochs
+        keep_earlier_config(changed, tmp_path)
+    names = ("config.0.yaml", "config.1.yaml", "config.yaml", "config.resolved.yaml")
+    assert [OmegaConf.load(tmp_path / name).trainer.max_epochs for name in names] == [1, 2, 3, 3]
+    assert OmegaConf.load(tmp_path / "config.yaml").resume is None
 
 
 def test_best_epoch_is_found_where_a_resume_set_the_metrics_aside(tmp_path):

@@ -42,6 +42,7 @@ from evad.data.check_videos import (
 )
 from evad.data.datamodule import ActionDataModule, AVADataModule
 from evad.data.quick_check import look_for_videos, unreadable
+from evad.data.video_times import second_at, shown_at
 from evad.runs import hydra_command
 
 log = logging.getLogger(__name__)
@@ -138,7 +139,8 @@ def _example(
         return None
     try:
         reader = check.open_readers[job.split](job.video)
-        image = reader.read([int(np.clip(np.floor(frame + 0.5), 0, info.num_frames - 1))])[0]
+        shown = int(shown_at(info, np.asarray(second_at(info, frame))))
+        image = reader.read([min(max(shown, 0), info.num_frames - 1)])[0]
     except READ_ERRORS:
         return None
     rows = annotations.of(job.split)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from evad.data.video import VideoReader
-from evad.data.video_times import frame_at, second_at
+from evad.data.video_times import frame_at, second_at, shown_at
 from evad.structures import Keyframe
 
 
@@ -80,5 +80,4 @@ class ClipSampler:
             scale = 1.0 if self.annotated_fps is None else reader.fps / self.annotated_fps
             return clip_indices(center, self.num_frames, self.frame_stride * scale, reader.num_frames)
         offsets = (np.arange(self.num_frames) - self.num_frames // 2) * (self.frame_stride / self.annotated_fps)
-        frames = frame_at(reader, second_at(reader, center) + offsets)
-        return np.clip(np.floor(frames + 0.5), 0, reader.num_frames - 1).astype(np.int64)
+        return np.clip(shown_at(reader, second_at(reader, center) + offsets), 0, reader.num_frames - 1)

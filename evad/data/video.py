@@ -79,8 +79,8 @@ def open_video(path: str | Path, backend: Backend = "auto") -> VideoReader:
     Args:
         path: The file.
         backend: `auto` is decord, and PyAV where decord is not installed, cannot read the file (decord 0.6 refuses
-            some narrow ones, 48 pixels wide for example) or is not exact: in AVI files with B-frames it returns
-            neighbouring frames. The pixels are identical.
+            some narrow ones, 48 pixels wide for example) or is not exact: in AVI files with B-frames, and in files
+            whose first frames an edit list hides, it returns neighbouring frames. The pixels are identical.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -137,6 +137,11 @@ class DecordReader:
             if not _is_avi(Path(path)):  # AVI stores no presentation times
                 starts = self._reader.get_frame_timestamp(np.arange(self.num_frames))[:, 0]
                 self.fps, self.times = measured_rate(starts.astype(np.float64), self.fps)
+                if starts[0] < 0:
+                    raise VideoError(
+                        f"{path}: decord miscounts frames that an edit list hides, as cutting without encoding leaves "
+                        "them; use backend=pyav or auto"
+                    )
         except (RuntimeError, decord.DECORDError) as error:
             raise VideoError(f"{path}: decord cannot read the video ({_first_line(error)}); {_REENCODE}") from error
 

@@ -49,8 +49,20 @@ def average_rate(times: np.ndarray, otherwise: float) -> float:
     return float((len(times) - 1) / times[-1]) if times[-1] > 0 else otherwise
 
 
+def shown_at(video: Timed, second: np.ndarray) -> np.ndarray:
+    """The frame on screen at each `second`, int64; it may lie beyond the video's ends.
+
+    At a constant rate that is the nearest frame. Where the rate varies a frame stays until the next one, however long
+    that takes; it counts as shown half a usual interval early, at most 1 / 50 s, as times are rounded.
+    """
+    if video.times is None:
+        return np.floor(second * video.fps + 0.5).astype(np.int64)
+    early = min(0.5 * float(np.median(np.diff(video.times))), 0.02)
+    return np.searchsorted(video.times, second + early, side="right") - 1
+
+
 def frame_at(video: Timed, second: Numbers) -> Numbers:
-    """The frame shown at `second`, with a fraction; beyond either end it goes on at the average rate."""
+    """`second` in frames, with the fraction of the interval that has passed; beyond the ends at the average rate."""
     if video.times is None:
         return second * video.fps
     frames = np.arange(len(video.times), dtype=np.float64)
