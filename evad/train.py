@@ -227,7 +227,7 @@ def find_checkpoint(run_dir: Path) -> Path:
 def keep_earlier_metrics(run_dir: Path, checkpoint: Path) -> None:
     """Set the metrics of the interrupted run aside up to the checkpoint, since the CSV logger starts a new file."""
     current = run_dir / "metrics.csv"
-    if not current.is_file():
+    if not current.is_file() or not current.read_text().strip():  # killed before anything was logged, or while it was
         return
     steps = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
     number = len(list(run_dir.glob("metrics.*.csv")))

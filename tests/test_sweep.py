@@ -20,7 +20,7 @@ from evad.run_files import CONFIG, RECORD, read_metrics
 from evad.runs import best_epoch, read_record, recorded, save_config, write_record
 from evad.sweep import LOCK, SweepCallback, job_of_further_rank, sweep_job
 from evad.sweep_summary import markdown, read_jobs, write_summary
-from evad.train import as_before, keep_earlier_config
+from evad.train import as_before, keep_earlier_config, keep_earlier_metrics
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +171,13 @@ def test_best_epoch_is_found_where_a_resume_set_the_metrics_aside(tmp_path):
     (tmp_path / "metrics.0.csv").write_text("epoch,val/mAP\n0,0.5\n1,0.25\n")
     assert best_epoch(tmp_path) == {"epoch": 0, "val/mAP": 0.5}
     assert best_epoch(tmp_path / "nothing") == {}
+
+
+@pytest.mark.parametrize("text", ["", "\n"])
+def test_metrics_of_a_run_killed_before_its_first_line_are_none(tmp_path, text):
+    (tmp_path / "metrics.csv").write_text(text)
+    keep_earlier_metrics(tmp_path, tmp_path / "unread.ckpt")
+    assert not list(tmp_path.glob("metrics.*.csv"))
 
 
 def test_unreadable_record_is_none(tmp_path):
@@ -326,7 +333,13 @@ def test_killed_sweep_goes_on_with_more_values_in_another_order_and_a_failing_on
 
     betas = "recipe.optimizer.betas="
     first = start(tmp_path, "logger=csv", f"{betas}[0.9,0.98],[0.8,0.98]")
-    kill_when(first, (lambda: (job("0.8_0.98") / "checkpoints/last.ckpt").is_file()))
+
+    def an_epoch_is_kept():
+        folder = job("0.8_0.98")
+        metrics = folder / "metrics.csv"
+        return (folder / "checkpoints/last.ckpt").is_file() and metrics.is_file() and "val/mAP" in metrics.read_text()
+
+    kill_when(first, an_epoch_is_kept)
     assert [read_record(job(name))["status"] for name in ("0.9_0.98", "0.8_0.98")] == ["finished", "running"]
     assert len(read_jobs([folder])) == 2
     before = {path: path.stat().st_mtime_ns for path in job("0.9_0.98").rglob("*.c*") if ".hydra" not in path.parts}
