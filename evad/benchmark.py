@@ -66,7 +66,7 @@ def benchmark(cfg: DictConfig) -> pd.DataFrame:
         if options.time:
             row.update(in_own_process(OmegaConf.to_yaml(job, resolve=False), size, mode))
         rows.append(row)
-        (output / "rows.json").write_text(json.dumps(rows, indent=2) + "\n")  # what a job that fails leaves
+        (output / "benchmark.json").write_text(json.dumps(rows, indent=2) + "\n")  # stays if a later job fails
     table = pd.DataFrame(rows)
     write_results(table, output, options.json)
     log.info("results in %s", output)
@@ -150,7 +150,7 @@ def measure(config: str, size: int, mode: str) -> dict[str, float]:
     clips = torch.randn(batch, 3, cfg.model.num_frames, side, side, device=device)
     sizes = torch.full((batch, 2), size, device=device)
     run = STEPS[mode](model, cfg)
-    warn_of_slow_bfloat16(str(cfg.benchmark.precision), device)
+    warn_of_slow_bfloat16(cfg.benchmark.precision, device)
     reset_peak_memory(device)
     before = peak_memory_mb(device)
     times = []

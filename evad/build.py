@@ -58,15 +58,15 @@ def build_trainer(cfg: DictConfig, **changes: object) -> L.Trainer:
         "enable_progress_bar": bool(cfg.callbacks.get("progress")),  # else Lightning would add one of its own
     }
     trainer = instantiate(cfg.trainer, **{**options, **changes}, _convert_="partial")
-    warn_of_slow_bfloat16(str(cfg.trainer.precision), trainer.strategy.root_device)
+    warn_of_slow_bfloat16(cfg.trainer.precision, trainer.strategy.root_device)
     if trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     return trainer
 
 
-def warn_of_slow_bfloat16(precision: str, device: torch.device) -> None:
+def warn_of_slow_bfloat16(precision: str | int, device: torch.device) -> None:
     """Say so where bfloat16 was chosen on a processor that has to emulate it: hundreds of times slower than float32."""
-    if "bf16" in precision and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+    if "bf16" in str(precision) and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
         log.warning(
             "precision %s on a processor without AVX-512: its bfloat16 matrix products are emulated and may take "
             "hundreds of times as long as float32; use precision 32 here",

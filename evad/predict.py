@@ -119,13 +119,9 @@ def write_detections(path: Path, found: dict[int, Detections], names: dict[str, 
             ["frame", "second", "x1", "y1", "x2", "y2", "person_score", "action_id", "action", "action_score"]
         )
         for index, detections in sorted(found.items()):
+            instant = [index, round(float(seconds[index]), 4)]
             for box, person, actions in zip(detections.boxes, detections.person_scores, detections.action_scores):
-                place = [
-                    index,
-                    round(float(seconds[index]), 4),
-                    *(round(v, 2) for v in box.tolist()),
-                    round(float(person), 4),
-                ]
+                place = [*instant, *(round(v, 2) for v in box.tolist()), round(float(person), 4)]
                 writer.writerows(
                     [*place, action_id, name, round(score, 5)]
                     for (action_id, name), score in zip(names.items(), actions.tolist())

@@ -25,11 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.override_parser.types import Quote, QuotedString
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from evad.config import conf_dir
+from evad.identity import split_override
 from evad.models.checkpoint_io import read_weights
 from evad.models.pretrained import compare
 from evad.run_files import CLASSES, CONFIG, RECORD, RESOLVED, metric_files, read_metrics
@@ -150,7 +152,7 @@ def hydra_command_from_run(function: Callable[[DictConfig], Any], run_dir: Path,
         output: Where Hydra writes, below the run folder unless absolute.
     """
     given = {arg.partition("=")[0] for arg in sys.argv[1:]}
-    if groups := [arg for arg in sys.argv[1:] if "=" in arg and is_group(arg.partition("=")[0].lstrip("+"))]:
+    if groups := [arg for arg in sys.argv[1:] if "=" in arg and is_group(split_override(arg)[0])]:
         raise SystemExit(
             f"{' '.join(groups)}: the configuration of a run has no groups to choose from; change their keys, as in "
             "trainer.max_epochs=20"
@@ -161,8 +163,7 @@ def hydra_command_from_run(function: Callable[[DictConfig], Any], run_dir: Path,
         "hydra.sweep.dir": str(target),
         "hydra.sweep.subdir": "${hydra.job.override_dirname}",
     }
-    files = {text for text in sys.argv[1:] if is_file_argument(text)}
-    sys.argv = [quoted(*text.split("=", 1)) if text in files else text for text in sys.argv]
+    sys.argv = [quoted(*split_override(arg)) if is_file_argument(arg) else arg for arg in sys.argv]
     sys.argv += [quoted(key, value) for key, value in defaults.items() if key not in given]
     hydra.main(version_base="1.3", config_path=str(run_dir), config_name=Path(CONFIG).stem)(function)()
 
@@ -174,14 +175,13 @@ def is_group(key: str) -> bool:
 
 def is_file_argument(text: str) -> bool:
     """Whether `key=value` names a file that is there, in whatever characters."""
-    key, _, value = text.partition("=")
+    key, value = split_override(text)
     return key in ("ckpt_path", "video", "resume") and Path(value).exists()
 
 
 def quoted(key: str, value: str) -> str:
     """Override that Hydra's grammar reads as this very text."""
-    escaped = value.replace("'", "\\'")
-    return f"{key}='{escaped}'"
+    return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 
 def load_weights(model: nn.Module, checkpoint: str | Path) -> None:

@@ -108,8 +108,6 @@ def train(cfg: DictConfig, run_dir: Path) -> float | None:
     """
     resume = find_checkpoint(Path(cfg.resume)) if cfg.resume else None
     absolute_paths(cfg)
-    if not cfg.init_from and cfg.init_part != "model":
-        log.warning("init_part=%s has no effect without init_from: every weight starts at random", cfg.init_part)
     if resume is None:
         save_config(cfg, run_dir)
     else:
@@ -123,6 +121,8 @@ def train(cfg: DictConfig, run_dir: Path) -> float | None:
     module = build_module(cfg)
     if cfg.init_from and resume is None:
         initialise_from(cfg, module, run_dir)
+    elif not cfg.init_from and cfg.init_part != "model":
+        log.warning("init_part=%s has no effect without init_from: every weight starts at random", cfg.init_part)
     trainer = build_trainer(cfg)
     trainer.callbacks.append(ClassNames(run_dir))  # type: ignore[attr-defined]
     for logger in trainer.loggers:

@@ -88,6 +88,21 @@ def test_layers_share_programs_also_between_image_sizes(tiny_batch):
     assert backend.programs == second
 
 
+@pytest.mark.slow
+def test_training_and_evaluation_of_ragged_batches_stay_compiled(tiny_batch, monkeypatch):
+    """Pruning, several widths, a last batch of one clip, evaluation: more versions than torch allows by default."""
+    _, compiled = pair(*DROPPING, backend=CountingBackend())
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    batch = tiny_batch()
+    clips = batch.clips.float()
+    wide = torch.cat([clips, clips], dim=4)
+    for shown in (clips, wide, torch.cat([clips, wide], dim=4), clips[:1]):
+        compiled.train()(shown, batch.sizes[: len(shown)])
+    with torch.no_grad():
+        for shown in (clips, wide, clips[:1]):
+            compiled.eval()(shown, batch.sizes[: len(shown)])
+
+
 def block(heads=3):
     torch.manual_seed(0)
     return EncoderBlock(24, heads, drop_path=0.3, pruning=KeyframePruning(0.8))

@@ -53,10 +53,8 @@ def read_wandb_export(path: str | Path) -> pd.DataFrame:
     """
     table = pd.read_csv(path)
     given = {str(column): column for column in table.columns}
-    given |= {
-        name.replace(".", "/") if name.startswith(("model.", "data.")) else name: column
-        for name, column in given.items()
-    }
+    nested = [name for name in given if name.startswith(("model.", "data."))]
+    given |= {name.replace(".", "/"): given[name] for name in nested}
     if missing := [name for name in ("State", "val/mAP") if name not in given]:
         raise ValueError(
             f"{path} has no column {', '.join(missing)} but {', '.join(map(str, table.columns))}: show it in the runs "
@@ -70,8 +68,8 @@ def read_wandb_export(path: str | Path) -> pd.DataFrame:
         elif ours in MEASURES:
             frame[ours] = float("nan")
     frame["status"] = frame["status"].replace(STATES)
-    for part in [part for part in PARTS if part in frame]:
-        frame[part] = frame[part].replace(CHOICE_OF_CLASS)
+    parts = [part for part in PARTS if part in frame]
+    frame[parts] = frame[parts].replace(CHOICE_OF_CLASS)
     if "roi_extension" in frame:
         frame["roi_extension"] = frame["roi_extension"].astype("string").str.strip("[]").astype(object)
     frame["problems"] = ["" if known else "no val/mAP" for known in frame["mAP_last"].notna()]

@@ -42,7 +42,6 @@ from evad.data.check_videos import (
 )
 from evad.data.datamodule import ActionDataModule, AVADataModule
 from evad.data.quick_check import look_for_videos, unreadable
-from evad.data.video_times import second_at, shown_at
 from evad.runs import hydra_command
 
 log = logging.getLogger(__name__)
@@ -134,13 +133,12 @@ def _example(
     annotations: Annotations, check: VideoCheck, job: VideoJob, time: float, info: VideoInfo
 ) -> Example | None:
     """The keyframe of a video at a time; None if the video has no frame there."""
-    frame = float(annotations.clock.frame(time, info))
-    if not -1 <= frame <= info.num_frames:
-        return None
     try:
         reader = check.open_readers[job.split](job.video)
-        shown = int(shown_at(info, np.asarray(second_at(info, frame))))
-        image = reader.read([min(max(shown, 0), info.num_frames - 1)])[0]
+        clip = check.clip(time, job, reader)
+        if not len(clip):
+            return None
+        image = reader.read([clip[len(clip) // 2]])[0]
     except READ_ERRORS:
         return None
     rows = annotations.of(job.split)

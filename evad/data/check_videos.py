@@ -72,12 +72,9 @@ def video_findings(annotations: Annotations, infos: Mapping[str, VideoInfo]) -> 
     rows = annotations.rows[annotations.rows["valid"] & annotations.rows["video"].isin(set(infos))]
     if rows.empty:
         return []
-    facts = rows["video"].map(infos)
-    num_frames = np.array([info.num_frames for info in facts])
-    fps = np.array([info.fps for info in facts])
-    found = _varying_rates(infos) + _times(rows, annotations.clock, infos, num_frames, fps)
+    found = _varying_rates(infos) + _times(rows, annotations.clock, infos)
     if annotations.boxes == "pixels":
-        sizes = np.array([(info.width, info.height) for info in facts], dtype=np.float64)
+        sizes = np.array([(info.width, info.height) for info in rows["video"].map(infos)], dtype=np.float64)
         people = ~rows["nobody"].to_numpy()
         found += _pixel_boxes(rows[people], sizes[people], annotations)
     return found
@@ -91,9 +88,10 @@ def _varying_rates(infos: Mapping[str, VideoInfo]) -> list[Finding]:
     return [Finding("variable-frame-rate", "info", message, "", len(varying), tuple(varying[:MAX_EXAMPLES]))]
 
 
-def _times(
-    rows: pd.DataFrame, clock: Clock, infos: Mapping[str, VideoInfo], num_frames: np.ndarray, fps: np.ndarray
-) -> list[Finding]:
+def _times(rows: pd.DataFrame, clock: Clock, infos: Mapping[str, VideoInfo]) -> list[Finding]:
+    facts = rows["video"].map(infos)
+    num_frames = np.array([info.num_frames for info in facts])
+    fps = np.array([info.fps for info in facts])
     time = rows["time"].to_numpy()
     frame = clock.frames(rows, infos)
     beyond = frame > num_frames  # equality is the end of the last frame, which `ClipSampler` allows
@@ -220,7 +218,7 @@ class VideoCheck(Dataset[VideoReport]):
         try:
             reader = self.open_readers[job.split](job.video)
             info = _info(reader)
-            clips = {place: clip for place, time in enumerate(job.times) if len(clip := self._clip(time, job, reader))}
+            clips = {place: clip for place, time in enumerate(job.times) if len(clip := self.clip(time, job, reader))}
             wanted = np.unique(np.concatenate([np.zeros(0, np.int64), *clips.values()]))
             for start in range(0, len(wanted), _CHUNK):
                 reader.read(wanted[start : start + _CHUNK])
@@ -229,7 +227,7 @@ class VideoCheck(Dataset[VideoReport]):
             return VideoReport(job, info, f"video {job.video}: {error}", contrasts)
         return VideoReport(job, info, "", contrasts)
 
-    def _clip(self, time: float, job: VideoJob, reader: VideoReader) -> np.ndarray:
+    def clip(self, time: float, job: VideoJob, reader: VideoReader) -> np.ndarray:
         """Frames of the clip at an annotated time; none if the time is outside the video, which is another finding."""
         if not -1 <= self.clock.frame(time, reader) <= reader.num_frames:
             return np.zeros(0, np.int64)

@@ -55,11 +55,10 @@ class ClipSampler:
         Raises:
             ValueError: The keyframe is more than a frame outside the video.
         """
-        second = None if self.annotated_fps is None else keyframe.position / self.annotated_fps
         center = self._center(keyframe.position, reader)
         # One frame of grace: a last frame that rounds to the video's length is still its end.
         if not -1 <= center <= reader.num_frames:
-            clock = "" if second is None else f" ({second:g} s)"
+            clock = "" if self.annotated_fps is None else f" ({keyframe.position / self.annotated_fps:g} s)"
             raise ValueError(
                 f"video {keyframe.video}: keyframe {keyframe.timestamp} is frame {center:g}{clock}, but the video has "
                 f"{reader.num_frames} frames at {reader.fps:g} per second; check the annotation, the second the video "
@@ -67,17 +66,18 @@ class ClipSampler:
             )
         return self.around(center, reader)
 
-    def _center(self, position: float, reader: VideoReader) -> float:
-        if self.annotated_fps is None:
-            return position
-        if reader.times is None:
-            return position * (reader.fps / self.annotated_fps)
-        return frame_at(reader, position / self.annotated_fps)
-
     def around(self, center: float, reader: VideoReader) -> np.ndarray:
         """(T,) int64 indices of the clip around frame `center` of the file."""
         if self.annotated_fps is None or reader.times is None:
-            scale = 1.0 if self.annotated_fps is None else reader.fps / self.annotated_fps
-            return clip_indices(center, self.num_frames, self.frame_stride * scale, reader.num_frames)
+            stride = self.frame_stride * self._frames_per_tick(reader)
+            return clip_indices(center, self.num_frames, stride, reader.num_frames)
         offsets = (np.arange(self.num_frames) - self.num_frames // 2) * (self.frame_stride / self.annotated_fps)
         return np.clip(shown_at(reader, second_at(reader, center) + offsets), 0, reader.num_frames - 1)
+
+    def _center(self, position: float, reader: VideoReader) -> float:
+        if self.annotated_fps is None or reader.times is None:
+            return position * self._frames_per_tick(reader)
+        return frame_at(reader, position / self.annotated_fps)
+
+    def _frames_per_tick(self, reader: VideoReader) -> float:
+        return 1.0 if self.annotated_fps is None else reader.fps / self.annotated_fps

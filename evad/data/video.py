@@ -132,18 +132,19 @@ class DecordReader:
             # Read one frame now, so that a file decord opens but cannot decode is found here.
             self.height, self.width, _ = self._reader[0].shape
             self.num_frames = len(self._reader)
-            self.fps = float(self._reader.get_avg_fps())
-            self.times: np.ndarray | None = None
-            if not _is_avi(Path(path)):  # AVI stores no presentation times
-                starts = self._reader.get_frame_timestamp(np.arange(self.num_frames))[:, 0]
-                self.fps, self.times = measured_rate(starts.astype(np.float64), self.fps)
-                if starts[0] < 0:
-                    raise VideoError(
-                        f"{path}: decord miscounts frames that an edit list hides, as cutting without encoding leaves "
-                        "them; use backend=pyav or auto"
-                    )
+            starts = self._reader.get_frame_timestamp(np.arange(self.num_frames))[:, 0].astype(np.float64)
         except (RuntimeError, decord.DECORDError) as error:
             raise VideoError(f"{path}: decord cannot read the video ({_first_line(error)}); {_REENCODE}") from error
+        self.fps = float(self._reader.get_avg_fps())
+        self.times: np.ndarray | None = None
+        if _is_avi(Path(path)):  # stores no presentation times
+            return
+        if starts[0] < 0:
+            raise VideoError(
+                f"{path}: decord miscounts frames that an edit list hides, as cutting without encoding leaves them; "
+                "use backend=pyav or auto"
+            )
+        self.fps, self.times = measured_rate(starts, self.fps)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """See `VideoReader.read`."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from evad.models.classification import DecoderBlock
@@ -26,8 +25,7 @@ def compile_layers(model: nn.Module, **options: Any) -> None:
         model: The detector or a part of it.
         **options: Of `torch.compile`, such as `backend`.
     """
-    # With and without pruning, gradients, drop path, dynamic lengths, a batch of one: more versions than the usual 8.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     for layer in model.modules():
         if isinstance(layer, LAYERS):
-            layer.compile(**options)
+            # Versions with and without pruning, gradients, dynamic lengths, a batch of one: more than the usual 8.
+            layer.compile(**{"recompile_limit": 64, **options})
