@@ -118,6 +118,18 @@ def test_swept_keys_and_parts_are_columns_where_runs_differ(tmp_path):
     assert not {"pruning", "keyframe", "decoder_input"} & set(frame.columns)  # no run says anything about them
 
 
+def test_a_part_chosen_by_its_key_is_one_column(tmp_path):
+    for value in ("preserved", "all"):
+        folder = write_run(tmp_path / value, extra="")
+        config = folder / "config.resolved.yaml"
+        config.write_text(config.read_text().replace("model:\n", f"model:\n  decoder_input: {value}\n"))
+        record = {"status": "finished", "overrides": [f"model.decoder_input={value}"]}
+        (folder / "run.json").write_text(json.dumps(record))
+    frame = read_runs(tmp_path)
+    assert sorted(frame["decoder_input"]) == ["all", "preserved"]
+    assert "model.decoder_input" not in frame
+
+
 def test_experiments_are_told_apart_and_a_resumed_run_is_of_the_one_it_is_named_after(tmp_path):
     for number, overrides in enumerate([["+experiment=mini"], ["experiment='other'"], ["resume=0"]]):
         record = {"status": "finished", "overrides": overrides}

@@ -128,7 +128,8 @@ def part_name(run: RunFolder, part: str) -> str | None:
 
 def swept_keys(runs: list[RunFolder]) -> list[str]:
     """Keys overridden on some command line, other than the usual columns', whose values differ between the runs."""
-    covered = {"seed", "name", *SETTINGS.values(), *(f"model/{part}" for part in PARTS)}
+    parts = [f"model{sign}{part}" for part in PARTS for sign in "/."]  # chosen by group or by key
+    covered = {"seed", "name", *SETTINGS.values(), *parts}
     given = dict.fromkeys(key for run in runs for key in run.overrides)
     keys = [key for key in given if key not in covered and not is_without_effect(key)]
     return [key for key in keys if len({str(swept_value(run, key)) for run in runs}) > 1]
