@@ -31,16 +31,15 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
-from evad.build import warn_of_slow_bfloat16
-from evad.callbacks import peak_memory_mb, reset_peak_memory
+from evad.analysis.plots import plot_training_cost
+from evad.commandline import hydra_command
 from evad.config import build_criterion, build_model, effective_keep_rate
-from evad.metrics.efficiency import EXTERNAL_ACTORS, executed_macs, grid_of, paper_macs, token_counts
+from evad.device import chosen_device, keep_freed_memory, peak_memory_mb, reset_peak_memory
+from evad.metrics.cost import EXTERNAL_ACTORS, executed_macs, grid_of, paper_macs, token_counts
 from evad.models.compilation import compile_layers
 from evad.models.evad import EVAD
-from evad.runs import hydra_command
-from evad.runtime import chosen_device, keep_freed_memory
 from evad.structures import Proposals, Target
-from evad.visualization import plot_training_cost
+from evad.training.build import warn_of_slow_bfloat16
 
 log = logging.getLogger(__name__)
 COLUMNS = [

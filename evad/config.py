@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import evad
-from evad.identity import job_name
+from evad.runs.names import job_name
 
 
 def conf_dir() -> Path:
@@ -38,8 +38,8 @@ def divide(numerator: int, denominator: int) -> int:
 
 
 def num_labels(root: str, labels: str | None, *tables: str | None) -> int:
-    """Classes of a data set, for `${num_labels:root,labels,table,...}` in YAML; see `evad.data.annotations`."""
-    from evad.data.annotations import count_labels  # only where own data is used
+    """Classes of a data set, for `${num_labels:root,labels,table,...}` in YAML."""
+    from evad.data.annotations.keyframes import count_labels
 
     return count_labels(root, labels, *tables)
 

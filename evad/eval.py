@@ -24,16 +24,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from evad.build import build_datamodule, build_module, build_trainer
+from evad.commandline import argument, hydra_command_from_run, run_of_argument
 from evad.config import effective_keep_rate, pruning_name
-from evad.lightning_module import EVADModule
-from evad.metrics.csv_rows import write_rows
-from evad.metrics.decomposition import DecomposingModule
-from evad.metrics.efficiency import paper_macs
-from evad.metrics.keyframe_metrics import TubeMAP
+from evad.drawing.frames import draw_detections, readable_scale
+from evad.files.csv_rows import write_rows
+from evad.metrics.cost import paper_macs
+from evad.metrics.tube_map import TubeMAP
 from evad.models.postprocess import PostProcess
-from evad.runs import argument, hydra_command_from_run, load_weights, run_of_argument
-from evad.visualization import draw_detections, readable_scale
+from evad.runs.checkpoints import load_weights
+from evad.training.build import build_datamodule, build_module, build_trainer
+from evad.training.decomposing import DecomposingModule
+from evad.training.module import EVADModule
 
 log = logging.getLogger(__name__)
 

@@ -28,12 +28,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from evad.commandline import argument, hydra_command_from_run, run_of_argument
 from evad.config import build_model
-from evad.data.transforms import VideoTransform
+from evad.data.clips.transforms import VideoTransform
 from evad.models.evad import EVAD
-from evad.models.external import ExternalBoxes
+from evad.models.heads.external import ExternalBoxes
 from evad.models.postprocess import PostProcess
-from evad.runs import argument, class_names, hydra_command_from_run, load_weights, run_of_argument, run_of_checkpoint
+from evad.runs.checkpoints import class_names, load_weights, run_of_checkpoint
 
 log = logging.getLogger(__name__)
 

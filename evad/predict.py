@@ -19,17 +19,20 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.progress import track
 
+from evad.commandline import argument, hydra_command_from_run, run_of_argument
 from evad.config import build_model
-from evad.data.clip_sampling import ClipSampler
-from evad.data.collate import PaddingCollate
-from evad.data.transforms import VideoTransform
-from evad.data.video import VideoReader, open_video
-from evad.data.video_times import second_at, shown_at
+from evad.data.clips.collate import PaddingCollate
+from evad.data.clips.sampling import ClipSampler
+from evad.data.clips.transforms import VideoTransform
+from evad.data.video.clock import second_at, shown_at
+from evad.data.video.errors import VideoReader
+from evad.data.video.readers import open_video
+from evad.device import chosen_device, keep_freed_memory
+from evad.drawing.frames import draw_detections, readable_scale
+from evad.drawing.video import write_video
 from evad.models.postprocess import PostProcess
-from evad.runs import argument, class_names, hydra_command_from_run, load_weights, run_of_argument, run_of_checkpoint
-from evad.runtime import chosen_device, keep_freed_memory
+from evad.runs.checkpoints import class_names, load_weights, run_of_checkpoint
 from evad.structures import Clip, Detections, Target
-from evad.visualization import draw_detections, readable_scale, write_video
 
 log = logging.getLogger(__name__)
 

@@ -21,27 +21,21 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from evad.build import absolute_paths, build_datamodule, build_module, build_trainer
-from evad.callbacks import ClassNames
+from evad.analysis.plots import plot_learning_curve
+from evad.commandline import argument, hydra_command, hydra_command_from_run
 from evad.config import is_sweep, pruning_name, unread_overrides
-from evad.data.findings import require_sound
-from evad.data.quick_check import quick_check
-from evad.identity import config_digest, is_without_effect, split_override
-from evad.lightning_module import EVADModule
-from evad.models.checkpoint import OUR_RUN
-from evad.models.pretrained import load_pretrained
-from evad.run_files import CONFIG, metric_files, read_metrics
-from evad.runs import (
-    argument,
-    hydra_command,
-    hydra_command_from_run,
-    read_record,
-    recorded,
-    run_of_checkpoint,
-    save_config,
-)
-from evad.sweep import job_of_further_rank, sweep_job
-from evad.visualization import plot_learning_curve
+from evad.data.annotations.findings import require_sound
+from evad.data.check.quick import quick_check
+from evad.models.weights.importers import OUR_RUN
+from evad.models.weights.loading import load_pretrained
+from evad.runs.checkpoints import run_of_checkpoint
+from evad.runs.files import CONFIG, metric_files, read_metrics
+from evad.runs.names import config_digest, is_without_effect, split_override
+from evad.runs.record import read_record, recorded, save_config
+from evad.sweeps.jobs import job_of_further_rank, sweep_job
+from evad.training.build import absolute_paths, build_datamodule, build_module, build_trainer
+from evad.training.callbacks import ClassNames
+from evad.training.module import EVADModule
 
 log = logging.getLogger(__name__)
 

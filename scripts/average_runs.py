@@ -20,8 +20,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from evad.run_files import CLASSES, CONFIG, read_metrics
-from evad.runs import read_record, run_of_checkpoint
+from evad.runs.checkpoints import run_of_checkpoint
+from evad.runs.files import CLASSES, CONFIG, read_metrics
+from evad.runs.record import read_record
 
 AP = "AP/"
 UNRELATED = ("keep_rate", "gflops", "checkpoint", "decomposition/persons", "decomposition/person_threshold")

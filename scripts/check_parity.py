@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from evad.config import build_model, load_config
-from evad.data.collate import PaddingCollate
-from evad.models.checkpoint import rename_released_evad
+from evad.data.clips.collate import PaddingCollate
 from evad.models.criterion import SetCriterion
+from evad.models.weights.importers import rename_released_evad
 from evad.structures import Clip, EVADOutput, Target
 
 # The reference program's configuration keys -> ours.

@@ -22,10 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
 from evad.config import build_model, conf_dir, load_config
-from evad.models.checkpoint import LAYOUT_KEY, ORDER_KEY, OUR_RUN, TABLE, PretrainedWeights, read_pretrained
-from evad.models.pretrained import Report, initialise
-from evad.run_files import CLASSES, CONFIG
-from evad.runs import run_of_checkpoint
+from evad.models.weights.importers import LAYOUT_KEY, ORDER_KEY, OUR_RUN, TABLE, PretrainedWeights, read_pretrained
+from evad.models.weights.loading import Report, initialise
+from evad.runs.checkpoints import run_of_checkpoint
+from evad.runs.files import CLASSES, CONFIG
 
 # Model choice of conf/model -> the experiment whose configuration goes with it.
 EXPERIMENTS = {"vitb": "ava_vitb", "vitl": "ava_vitl", "mini": "mini"}

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from evad.runs import run_of_checkpoint
-from evad.visualization import plot_keep_rates
+from evad.analysis.plots import plot_keep_rates
+from evad.runs.checkpoints import run_of_checkpoint
 
 
 def evaluate(checkpoint: Path, rate: float, folder: Path) -> dict:

@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from evad.sweep_summary import markdown, read_jobs, write_summary
+from evad.sweeps.summary import markdown, read_jobs, write_summary
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from evad.config import build_model, conf_dir, load_config
-from evad.identity import job_name
+from evad.runs.names import job_name
 
 FILES = sorted((conf_dir() / "ablation").glob("*.yaml"))
 # number of jobs without seeds

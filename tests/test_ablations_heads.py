@@ -7,12 +7,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from evad.config import build_model, load_config
-from evad.metrics.efficiency import executed_macs, paper_macs
+from evad.metrics.cost import executed_macs, paper_macs
 from evad.models.criterion import SetCriterion
+from evad.models.heads.woo import InteractionClassification
 from evad.models.tokens import Tokens
-from evad.models.woo_head import InteractionClassification
-from evad.optim import parameter_groups
 from evad.train import flat_parameters
+from evad.training.optim import parameter_groups
 
 HEADS = ["linear", "woo"]
 WIDTHS = {"decoder": 16, "linear": 24, "woo": 12}

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from evad.benchmark import count
 from evad.config import build_model, conf_dir, effective_keep_rate, load_config, pruning_name
-from evad.metrics.efficiency import executed_macs, paper_macs, token_counts
+from evad.metrics.cost import executed_macs, paper_macs, token_counts
 from evad.models.criterion import SetCriterion
 
 KEYFRAME = list(range(48, 72))  # of 4 x 4 x 6 tokens, the third slice

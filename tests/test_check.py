@@ -11,15 +11,16 @@ from PIL import Image
 from rich.console import Console
 from test_custom_data import FPS, HEADER, HEIGHT, VIDEOS, WIDTH, clean_rows, module, write_csv, write_set, write_videos
 
-from evad.data.annotations import VideoInfo
-from evad.data.check import full_check
-from evad.data.check_report import draw_sheet, print_report
-from evad.data.check_videos import frame_count_findings, picture_contrasts
-from evad.data.clip_sampling import ClipSampler
-from evad.data.findings import Finding, errors, require_sound
-from evad.data.mini_datamodule import MiniDataModule
-from evad.data.proposals import ProposalFiles
-from evad.data.quick_check import explain_zero_map, quick_check
+from evad.data.annotations.findings import Finding, errors, require_sound
+from evad.data.annotations.keyframes import VideoInfo
+from evad.data.annotations.proposals import ProposalFiles
+from evad.data.annotations.videos import frame_count_findings
+from evad.data.check.frames import picture_contrasts
+from evad.data.check.full import full_check
+from evad.data.check.quick import explain_zero_map, quick_check
+from evad.data.check.report import draw_sheet, print_report
+from evad.data.clips.sampling import ClipSampler
+from evad.data.mini.datamodules import MiniDataModule
 
 
 @pytest.fixture(scope="module")

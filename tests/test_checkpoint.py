@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from evad.config import build_model, load_config
-from evad.models.checkpoint import TABLE, read_pretrained, released_evad_name, rename_released_evad
 from evad.models.evad import EVAD
 from evad.models.positions import resize_table, sine_cosine_table
-from evad.models.pretrained import grouped, load_pretrained, set_context_order
-from evad.runs import load_weights, run_of_checkpoint
+from evad.models.weights.importers import TABLE, read_pretrained, released_evad_name, rename_released_evad
+from evad.models.weights.loading import grouped, load_pretrained, set_context_order
+from evad.runs.checkpoints import load_weights, run_of_checkpoint
 
 ROOT = Path(__file__).parents[1]
 RELEASED_CASE = Path(__file__).parent / "fixtures/model/tiny_keep0.7_official_order"

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from evad.models.checkpoint_io import RefusedWeightsError, read_weights
+from evad.models.weights.reading import RefusedWeightsError, read_weights
 
 
 def tensors() -> dict[str, Tensor]:

@@ -12,10 +12,10 @@ import torch
 from omegaconf import OmegaConf
 
 from evad.config import build_model, load_config
-from evad.data.mini import ensure_mini
-from evad.metrics.efficiency import paper_macs
-from evad.run_files import read_metrics
-from evad.runs import load_weights
+from evad.data.mini.ava import ensure_mini
+from evad.metrics.cost import paper_macs
+from evad.runs.checkpoints import load_weights
+from evad.runs.files import read_metrics
 
 pytestmark = pytest.mark.slow
 

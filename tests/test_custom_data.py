@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from test_data_video import write_frames, write_video
 
-from evad.build import build_datamodule, build_module
 from evad.config import load_config
-from evad.data.annotation_table import read_table
-from evad.data.annotations import count_labels
-from evad.data.clip_sampling import ClipSampler
-from evad.data.custom import CustomDataModule, pattern_frames
+from evad.data.annotations.keyframes import count_labels
+from evad.data.annotations.table import read_table
+from evad.data.clips.custom import CustomDataModule, pattern_frames
+from evad.data.clips.sampling import ClipSampler
+from evad.training.build import build_datamodule, build_module
 
 HEIGHT, WIDTH, FPS, LENGTH = 48, 80, 12, 36
 SAMPLER = ClipSampler(num_frames=8, frame_stride=8, annotated_fps=30)

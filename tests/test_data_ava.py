@@ -5,8 +5,8 @@ import logging
 import numpy as np
 import pytest
 
-from evad.data.ava import read_ava_keyframes, read_frame_lists
-from evad.data.video import NumberedFrames
+from evad.data.annotations.ava import read_ava_keyframes, read_frame_lists
+from evad.data.video.images import NumberedFrames
 
 CLASSES = range(1, 81)
 
@@ -91,7 +91,7 @@ def test_position_counts_from_the_start_of_the_video(annotations):
 
 def test_seconds_outside_the_valid_range_are_left_out_and_counted(annotations, caplog):
     path = annotations(*(f"v,{second},0,0,1,1,1,0" for second in (901, 902, 1798, 1799, 1799)))
-    with caplog.at_level(logging.INFO, "evad.data.ava"):
+    with caplog.at_level(logging.INFO, "evad.data.annotations.ava"):
         keyframes = read(path)
     assert [keyframe.timestamp for keyframe in keyframes] == ["902", "1798"]
     assert "3 lines outside seconds 902 to 1798 are left out" in caplog.text
@@ -102,7 +102,7 @@ def test_seconds_outside_the_valid_range_are_left_out_and_counted(annotations, c
 def test_excluded_frames_are_left_out_and_counted(annotations, caplog):
     path = annotations("v,902,0,0,1,1,1,0", "v,0903,0,0,1,1,1,0", "w,903,0,0,1,1,1,0")
     excluded = annotations("v,903", "x,902", name="excluded.csv")
-    with caplog.at_level(logging.INFO, "evad.data.ava"):
+    with caplog.at_level(logging.INFO, "evad.data.annotations.ava"):
         keyframes = read(path, excluded=excluded)
     assert [(k.video, k.timestamp) for k in keyframes] == [("v", "902"), ("w", "903")]
     assert f"1 lines of frames in {excluded} are left out" in caplog.text

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from evad.data.clip_sampling import ClipSampler, clip_indices
+from evad.data.clips.sampling import ClipSampler, clip_indices
 from evad.structures import Keyframe
 
 CASES = json.loads((Path(__file__).parent / "fixtures/transforms/cases.json").read_text())["sampling"]

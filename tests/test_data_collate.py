@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from evad.data.collate import PaddingCollate
+from evad.data.clips.collate import PaddingCollate
 from evad.structures import Clip, Target
 
 

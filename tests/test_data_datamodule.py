@@ -5,10 +5,11 @@ import pytest
 import torch
 from test_data_video import numbered_frames, write_frames, write_video
 
-from evad.data.clip_sampling import ClipSampler
-from evad.data.datamodule import AVADataModule
-from evad.data.transforms import VideoTransform
-from evad.data.video import FrameReader, PyAVReader
+from evad.data.clips.ava import AVADataModule
+from evad.data.clips.sampling import ClipSampler
+from evad.data.clips.transforms import VideoTransform
+from evad.data.video.images import FrameReader
+from evad.data.video.readers import PyAVReader
 from evad.structures import Detections
 
 FPS = 10

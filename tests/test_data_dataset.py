@@ -8,11 +8,11 @@ import torch
 from test_data_video import numbered_frames, write_video
 from torch.utils.data import DataLoader
 
-from evad.data.clip_sampling import ClipSampler
-from evad.data.collate import PaddingCollate
-from evad.data.dataset import ActionDataset
-from evad.data.transforms import VideoTransform
-from evad.data.video import VideoFiles
+from evad.data.clips.collate import PaddingCollate
+from evad.data.clips.dataset import ActionDataset
+from evad.data.clips.sampling import ClipSampler
+from evad.data.clips.transforms import VideoTransform
+from evad.data.video.sources import VideoFiles
 from evad.structures import Keyframe
 
 HEIGHT, WIDTH, CLASSES = 32, 40, 3

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from torchvision.ops import box_iou
 
-from evad.data import mini, mini_store
-from evad.data.label_map import read_label_map
-from evad.data.mini import ACTION_IDS, KEYFRAME, NUM_FRAMES, clip_scene, ensure_mini, read_rows, read_video
-from evad.data.mini_render import BACKGROUND_MARGIN, Actor, Limb, Scene, actor_boxes, render
-from evad.data.mini_scene import ARMS, CLASSES, GESTURES, IMAGE_SIZE, POSES, sample_scene
+from evad.data.mini import ava as mini
+from evad.data.mini import store as mini_store
+from evad.data.mini.ava import ACTION_IDS, KEYFRAME, NUM_FRAMES, clip_scene, ensure_mini, read_rows, read_video
+from evad.data.mini.render import BACKGROUND_MARGIN, Actor, Limb, Scene, actor_boxes, render
+from evad.data.mini.scene import ARMS, CLASSES, GESTURES, IMAGE_SIZE, POSES, sample_scene
+from evad.files.label_map import read_label_map
 
 SMALL = {"train_clips": 5, "val_clips": 2, "seed": 3, "workers": 1}
 VISOR_LIMB, TORSO_LIMB = 8, 6

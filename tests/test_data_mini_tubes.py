@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evad.data import mini_tubes
-from evad.data.mini_render import actor_boxes, render
-from evad.data.mini_tubes import LAYOUTS, TUBE_CLASSES, TubeJob, ensure_mini_tubes, video_scene
+from evad.data.mini import tubes as mini_tubes
+from evad.data.mini.render import actor_boxes, render
+from evad.data.mini.tubes import LAYOUTS, TUBE_CLASSES, TubeJob, ensure_mini_tubes, video_scene
 
 NUM_VIDEOS = 21
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from test_data_video import numbered_frames, write_video
 
-from evad.data.clip_sampling import ClipSampler
-from evad.data.datamodule import AVADataModule
-from evad.data.proposals import ProposalFiles, read_proposals
-from evad.data.transforms import VideoTransform
+from evad.data.annotations.proposals import ProposalFiles, read_proposals
+from evad.data.clips.ava import AVADataModule
+from evad.data.clips.sampling import ClipSampler
+from evad.data.clips.transforms import VideoTransform
 from evad.structures import Keyframe
 
 FPS = 10

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from evad.data.transforms import VideoTransform, clip_boxes, flip_boxes, resize_scale
+from evad.data.clips.transforms import VideoTransform, clip_boxes, flip_boxes, resize_scale
 
 FIXTURES = Path(__file__).parent / "fixtures/transforms"
 CASES = json.loads((FIXTURES / "cases.json").read_text())["pixels"]

@@ -11,19 +11,10 @@ import pytest
 import torch
 from torchvision.io import write_jpeg, write_png
 
-from evad.data.video import (
-    DecordReader,
-    FrameFolders,
-    FrameReader,
-    NumberedFrames,
-    PyAVReader,
-    ReaderCache,
-    VideoError,
-    VideoFiles,
-    compact_paths,
-    list_frames,
-    open_video,
-)
+from evad.data.video.errors import VideoError
+from evad.data.video.images import FrameReader, NumberedFrames, compact_paths, list_frames
+from evad.data.video.readers import DecordReader, PyAVReader, open_video
+from evad.data.video.sources import FrameFolders, ReaderCache, VideoFiles
 
 MEDIA = Path(__file__).parents[2] / "shared" / "media"
 HEIGHT, WIDTH = 32, 40
@@ -104,7 +95,7 @@ def test_auto_avoids_decord_for_avi(tmp_path):
 def test_auto_falls_back_to_pyav_where_decord_fails(tmp_path, monkeypatch):
     truth = numbered_frames(3)
     path = write_video(tmp_path / "v.mp4", truth)
-    monkeypatch.setattr("evad.data.video.decord", None)
+    monkeypatch.setattr("evad.data.video.readers.decord", None)
     np.testing.assert_array_equal(open_video(path).read([2, 0]), truth[[2, 0]])
     with pytest.raises(VideoError, match=r"v\.mp4: decord is not installed; install it or use backend=pyav"):
         open_video(path, "decord")

@@ -9,14 +9,14 @@ import av
 import numpy as np
 import pytest
 
-from evad.data.annotations import Clock
-from evad.data.clip_sampling import ClipSampler
-from evad.data.custom import CustomDataModule
-from evad.data.video import DecordReader, PyAVReader, open_video
-from evad.data.video_times import frame_at, measured_rate, second_at, shown_at
+from evad.data.annotations.keyframes import Clock
+from evad.data.clips.custom import CustomDataModule
+from evad.data.clips.sampling import ClipSampler
+from evad.data.video.clock import frame_at, measured_rate, second_at, shown_at
+from evad.data.video.readers import DecordReader, PyAVReader, open_video
+from evad.drawing.video import write_video
 from evad.predict import keyframe_indices
 from evad.structures import Keyframe
-from evad.visualization import write_video
 
 # Two seconds at 30 per second, two at 10, one at 30.
 TIMES = np.concatenate([np.arange(60) / 30, 2 + np.arange(20) / 10, 4 + np.arange(30) / 30])

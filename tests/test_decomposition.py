@@ -6,18 +6,14 @@ import torch
 from lightning import LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from evad.lightning_module import EVADModule
-from evad.metrics.decomposition import (
-    DecomposingModule,
-    Decomposition,
-    true_detections,
-    with_true_boxes,
-    with_true_classes,
-)
-from evad.metrics.keyframe_metrics import AVAFrameMAP, TubeMAP
+from evad.metrics.decomposition import Decomposition, with_true_classes
+from evad.metrics.frame_map import AVAFrameMAP
+from evad.metrics.tube_map import TubeMAP
 from evad.models.criterion import SetCriterion
 from evad.models.postprocess import PostProcess
 from evad.structures import Batch, Detections, Keyframe, Target
+from evad.training.decomposing import DecomposingModule, true_detections, with_true_boxes
+from evad.training.module import EVADModule
 
 SIZE = torch.tensor([50, 100])  # height, width
 LEFT, RIGHT, MIDDLE = [0, 0, 0.4, 1], [0.6, 0, 1, 1], [0.4, 0.4, 0.6, 0.6]

@@ -11,8 +11,8 @@ from hydra.utils import instantiate
 from test_data_video import write_video
 
 from evad.config import build_model, load_config
-from evad.data.collate import PaddingCollate
-from evad.data.video import open_video
+from evad.data.clips.collate import PaddingCollate
+from evad.data.video.readers import open_video
 from evad.export import FrameDetector, largest_difference, random_frames
 from evad.models.postprocess import PostProcess
 from evad.predict import read_clip

@@ -4,7 +4,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from evad.config import load_config
-from evad.identity import LONGEST_NAME, config_digest, job_name
+from evad.runs.names import LONGEST_NAME, config_digest, job_name
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 import torch
 
-from evad.data.label_map import read_label_map
-from evad.metrics import ava, ava_csv, csv_rows
-from evad.metrics.csv_rows import write_rows
+from evad.files import csv_rows
+from evad.files.csv_rows import write_rows
+from evad.files.label_map import read_label_map
+from evad.metrics import ava, ava_csv
 from evad.metrics.frame_ap import Boxes, ScoredBoxes, average_precision, best_rows, box_iou, match
-from evad.metrics.keyframe_metrics import AVAFrameMAP
+from evad.metrics.frame_map import AVAFrameMAP
 from evad.structures import Detections, Keyframe
 
 FIXTURES = Path(__file__).parent / "fixtures" / "eval"

@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from evad.config import build_model, load_config
-from evad.metrics.efficiency import executed_macs, paper_macs, token_counts
+from evad.metrics.cost import executed_macs, paper_macs, token_counts
 
 # 10^9 multiply-accumulates of the released code: model, keep rate -> size -> count.
 RELEASED = {

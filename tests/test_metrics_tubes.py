@@ -8,26 +8,14 @@ import pandas as pd
 import pytest
 import torch
 
-from evad.data.tubes import keyframes, read_tubes
+from evad.data.annotations.tubes import keyframes
+from evad.files.csv_rows import write_rows
+from evad.files.tubes import read_tubes
 from evad.metrics import tubes as metrics
-from evad.metrics.csv_rows import write_rows
-from evad.metrics.keyframe_metrics import TubeMAP
-from evad.metrics.tube_ap import (
-    ScoredFrameBoxes,
-    ScoredTubes,
-    Tubes,
-    frame_ap,
-    greedy_pairs,
-    hard_suppressed,
-    link,
-    link_candidates,
-    pixel_iou,
-    soft_suppressed,
-    suppressed_tubes,
-    trapezoid_ap,
-    tube_iou,
-    video_ap,
-)
+from evad.metrics.frame_boxes import ScoredFrameBoxes, ScoredTubes, Tubes, pixel_iou, tube_iou
+from evad.metrics.linking import greedy_pairs, hard_suppressed, link, link_candidates, soft_suppressed, suppressed_tubes
+from evad.metrics.tube_ap import frame_ap, trapezoid_ap, video_ap
+from evad.metrics.tube_map import TubeMAP
 from evad.structures import Detections
 
 FIXTURES = Path(__file__).parent / "fixtures" / "eval"
@@ -257,7 +245,7 @@ def test_tube_iou_is_the_same_in_chunks(monkeypatch):
     tubes = tubes_of(*spans)
     i, j = np.divmod(np.arange(144), 12)
     whole = tube_iou(tubes, i, tubes, j)
-    monkeypatch.setattr("evad.metrics.tube_ap._PAIRED_FRAMES", 7)
+    monkeypatch.setattr("evad.metrics.frame_boxes._PAIRED_FRAMES", 7)
     np.testing.assert_array_equal(tube_iou(tubes, i, tubes, j), whole)
     np.testing.assert_allclose(np.diag(whole.reshape(12, 12)), 1)
 

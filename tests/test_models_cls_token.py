@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from evad.models.cls_token import ClassToken, ClassTokenPruning
+from evad.models.reducers.cls_token import ClassToken, ClassTokenPruning
 from evad.models.tokens import Tokens
 
 HEADS, DIM, N1, N = 3, 5, 6, 24
@@ -57,5 +57,5 @@ def test_other_queries_have_no_say():
 
 def test_pruning_without_a_class_token_is_an_error():
     query = torch.zeros(2, HEADS, N, DIM)
-    with pytest.raises(ValueError, match=r"no class token to prune by: set net\.encoder\.entry"):
+    with pytest.raises(ValueError, match=r"no class token to prune by: choose model/pruning=cls_token"):
         ClassTokenPruning(0.5).attend(query, query, query, tokens_of())

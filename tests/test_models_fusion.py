@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from evad.models.fusion import FusingPruning, weighted_mean
 from evad.models.pruning import KeyframePruning
+from evad.models.reducers.fusion import FusingPruning, weighted_mean
 from evad.models.tokens import Tokens
 
 N1, N = 6, 24

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from evad.config import build_model, load_config
-from evad.models.merging import MergingPruning, join, merge_most_similar, rounds
-from evad.models.pretrained import set_context_order
+from evad.models.reducers.merging import MergingPruning, join, merge_most_similar, rounds
 from evad.models.tokens import Tokens
+from evad.models.weights.loading import set_context_order
 
 N1, N = 6, 24
 

@@ -3,14 +3,8 @@
 import pytest
 import torch
 
-from evad.models.sampling import (
-    PixelDifferenceSampling,
-    RandomSampling,
-    check_rate,
-    fixed_priority,
-    num_sampled,
-    pixel_differences,
-)
+from evad.models.reducers.pixel_difference import PixelDifferenceSampling, pixel_differences
+from evad.models.reducers.random import RandomSampling, check_rate, fixed_priority, num_sampled
 from evad.models.tokens import Tokens
 
 NO_PIXELS = torch.empty(0)

@@ -9,8 +9,8 @@ import torch
 from hydra.utils import instantiate
 
 from evad.config import build_model, load_config
-from evad.models.checkpoint import released_evad_name
-from evad.optim import CosineSchedule, StepSchedule, parameter_groups
+from evad.models.weights.importers import released_evad_name
+from evad.training.optim import CosineSchedule, StepSchedule, parameter_groups
 
 RECIPE = Path(__file__).parent / "fixtures" / "recipe"
 

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from evad import runtime
+from evad import device
 
 PROGRAM = """
 import resource, sys
 import torch
-from evad.runtime import keep_freed_memory, release_freed_memory
+from evad.device import keep_freed_memory, release_freed_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
@@ -24,7 +24,7 @@ print(held - resident())
 """
 
 
-@pytest.mark.skipif(runtime.c_library() is None, reason="the C library is not glibc")
+@pytest.mark.skipif(device.c_library() is None, reason="the C library is not glibc")
 def test_memory_is_kept_until_it_is_given_back():
     def freed(mode):
         done = subprocess.run([sys.executable, "-c", PROGRAM, mode], check=True, capture_output=True, text=True)
@@ -34,6 +34,6 @@ def test_memory_is_kept_until_it_is_given_back():
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
-    monkeypatch.setattr(runtime.sys, "platform", "darwin")
-    assert not runtime.keep_freed_memory()
-    runtime.release_freed_memory()
+    monkeypatch.setattr(device.sys, "platform", "darwin")
+    assert not device.keep_freed_memory()
+    device.release_freed_memory()

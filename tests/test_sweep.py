@@ -15,11 +15,12 @@ from omegaconf import OmegaConf
 
 from evad.analysis import summarize
 from evad.config import load_config
-from evad.identity import config_digest
-from evad.run_files import CONFIG, RECORD, read_metrics
-from evad.runs import best_epoch, read_record, recorded, save_config, write_record
-from evad.sweep import LOCK, SweepCallback, job_of_further_rank, sweep_job
-from evad.sweep_summary import markdown, read_jobs, write_summary
+from evad.runs.files import CONFIG, RECORD, read_metrics
+from evad.runs.names import config_digest
+from evad.runs.record import best_epoch, read_record, recorded, save_config, write_record
+from evad.sweeps.callback import SweepCallback
+from evad.sweeps.jobs import LOCK, job_of_further_rank, sweep_job
+from evad.sweeps.summary import markdown, read_jobs, write_summary
 from evad.train import as_before, keep_earlier_config, keep_earlier_metrics
 
 

@@ -11,12 +11,14 @@ from test_commands import command
 from test_data_video import numbered_frames, write_frames, write_video
 
 from evad.config import load_config
-from evad.data.clip_sampling import ClipSampler
-from evad.data.mini_tubes import LAYOUTS
-from evad.data.transforms import VideoTransform
-from evad.data.tube_datamodule import FrameOnlyTubeMAP, MiniTubeDataModule, TubeDataModule
-from evad.data.video import FrameReader, PyAVReader
-from evad.metrics.keyframe_metrics import TubeMAP
+from evad.data.clips.sampling import ClipSampler
+from evad.data.clips.transforms import VideoTransform
+from evad.data.clips.tubes import FrameOnlyTubeMAP, TubeDataModule
+from evad.data.mini.datamodules import MiniTubeDataModule
+from evad.data.mini.tubes import LAYOUTS
+from evad.data.video.images import FrameReader
+from evad.data.video.readers import PyAVReader
+from evad.metrics.tube_map import TubeMAP
 from evad.metrics.tubes import evaluate_files
 from evad.structures import Detections
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evad.data.safe_pickle import RefusedPickleError, load_plain
-from evad.data.tubes import Tube, TubeAnnotations, keyframes, main, read_tubes, summary, write_tubes
+from evad.data.annotations.tubes import keyframes
+from evad.files.safe_pickle import RefusedPickleError, load_plain
+from evad.files.tube_packages import Tube, TubeAnnotations
+from evad.files.tubes import main, read_tubes, summary, write_tubes
 
 FIXTURES = Path(__file__).parent / "fixtures" / "eval"
 PICKLES = [

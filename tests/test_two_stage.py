@@ -9,12 +9,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.flop_counter import FlopCounterMode
 
 from evad.config import build_criterion, build_model, load_config
-from evad.lightning_module import EVADModule
-from evad.metrics.efficiency import EXTERNAL_ACTORS, classification_macs, executed_macs, paper_macs
+from evad.metrics.cost import EXTERNAL_ACTORS, classification_macs, executed_macs, paper_macs
 from evad.models.criterion import ActionCriterion, OverlapMatcher, SetCriterion
-from evad.models.external import ExternalBoxes
+from evad.models.heads.external import ExternalBoxes
 from evad.models.postprocess import PostProcess
 from evad.structures import EVADOutput, Proposals, Target
+from evad.training.module import EVADModule
 
 EXTERNAL = "model/localization=external"
 HEADS = ["decoder", "linear", "woo"]

@@ -3,7 +3,7 @@
 import matplotlib
 import pandas as pd
 
-from evad.visualization import plot_learning_curve
+from evad.analysis.plots import plot_learning_curve
 
 
 def test_learning_curve_of_a_run_too_short_to_log_a_loss(tmp_path):

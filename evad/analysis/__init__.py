@@ -1,6 +1,6 @@
 """What runs left behind, as tables and figures: the paper's Tables 1-3 and Figs 1, 4 and 6-12 from run folders."""
 
-from evad.analysis.runs import curves, describe, evaluations, per_class, read_runs
+from evad.analysis.read import curves, describe, evaluations, per_class, read_runs
 from evad.analysis.summaries import Summaries
 from evad.analysis.tables import summarize
 from evad.analysis.wandb_export import read_wandb_export

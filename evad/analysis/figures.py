@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evad.analysis.tables import cell, groups, is_number, lines_over, other_settings, setting_order, summarize, varying
-from evad.colours import COLOURS
+from evad.drawing.colours import COLOURS
 
 AXES = {
     "mAP_last": ("action mAP@0.5 in %", 100),

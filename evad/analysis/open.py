@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 from omegaconf import OmegaConf
 
-from evad.build import build_datamodule
 from evad.config import build_model
 from evad.models.evad import EVAD
-from evad.run_files import CONFIG
-from evad.runs import load_weights
+from evad.runs.checkpoints import load_weights
+from evad.runs.files import CONFIG
 from evad.structures import Batch
+from evad.training.build import build_datamodule
 
 
 @dataclass

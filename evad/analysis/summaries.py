@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from evad.analysis import runs as tables
+from evad.analysis import read as tables
 
 
 @dataclass

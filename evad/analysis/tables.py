@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from evad.analysis.runs import MEASURES
+from evad.analysis.read import MEASURES
 
 TITLES = {
     "keep_rate": "keep rate",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou
 
-from evad.metrics.efficiency import grid_of
+from evad.metrics.cost import grid_of
 from evad.models.evad import EVAD
 from evad.models.tokens import KeyframeRule
 from evad.structures import Batch, EVADOutput

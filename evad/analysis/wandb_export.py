@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from evad.analysis.runs import CHOICE_OF_CLASS, MEASURES, PARTS
+from evad.analysis.read import CHOICE_OF_CLASS, MEASURES, PARTS
 
 COLUMNS = {
     "run": ("ID", "Name"),

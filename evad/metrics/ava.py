@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from evad.data.label_map import read_label_map
+from evad.files.label_map import read_label_map
 from evad.metrics import ava_csv
 from evad.metrics.frame_ap import Boxes, Rows, ScoredBoxes, average_precision, best_rows, match
 

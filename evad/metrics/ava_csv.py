@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from evad.metrics.csv_rows import Layout, read_rows
+from evad.files.csv_rows import Layout, read_rows
 
 BOX = ["x1", "y1", "x2", "y2"]
 INSTANT = ["video", "timestamp"]

@@ -21,20 +21,14 @@ All of it is measured in the pass over the validation set that gives the mAP: th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from evad.lightning_module import EVADModule
 from evad.metrics.frame_ap import box_iou
-from evad.metrics.keyframe_metrics import PERSON, GatheredDetections, KeyframeMetric
-from evad.models.criterion import HungarianMatcher, Match
-from evad.models.external import ExternalBoxes
-from evad.structures import Batch, Detections, Proposals, Target
+from evad.metrics.keyframes import GatheredDetections, KeyframeMetric
 
 IOU_THRESHOLD = 0.5
 """Smallest IoU at which a box counts as that of a person."""
@@ -89,101 +83,6 @@ class Decomposition:
         limit = "localization" if boxes > classes else "classification"
         lines.append(f"{limit} limits more: true boxes add {boxes:+.4f} mAP, true classes {classes:+.4f}")
         return "\n".join(lines)
-
-
-class DecomposingModule(EVADModule):
-    """An `EVADModule` whose validation also scores the actions of the annotated boxes.
-
-    After `Trainer.validate`, `decomposition()` says what limits the detector.
-    """
-
-    metric: KeyframeMetric
-    true_box_metric: KeyframeMetric
-
-    @classmethod
-    def of(cls, module: EVADModule) -> DecomposingModule:
-        """The same detector with the same settings."""
-        return cls(module.model, module.criterion, module.recipe, module.postprocess, module.protocol)
-
-    def setup(self, stage: str) -> None:
-        """Take the validation metric twice: for what is detected and for the annotated boxes."""
-        super().setup(stage)
-        self.true_box_metric = deepcopy(self.metric)
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the detections of the last pass."""
-        super().on_validation_epoch_start()
-        self.true_box_metric.reset()
-
-    def validation_step(self, batch: Batch, _: int) -> None:
-        """Detections of a batch into one metric, its annotated boxes with the actions given to them into the other."""
-        encoded = self.model.encoder(batch.clips)
-        person_logits, boxes = self.model.localize(encoded, batch.sizes, batch.proposals)
-        output = self.model.classify(encoded, person_logits, boxes, boxes[-1], batch.sizes)
-        self.metric.update(batch.keyframes, self.postprocess(output, batch.sizes, batch.original_sizes))
-        if isinstance(self.model.localization, ExternalBoxes):  # boxes are given anyway: give the annotated ones
-            truth = [Proposals(target.boxes, torch.ones_like(target.boxes[:, 0])) for target in batch.targets]
-            person_logits, boxes = self.model.localize(encoded, batch.sizes, truth)
-        matches = HungarianMatcher()(person_logits[-1], boxes[-1], batch.targets, batch.sizes)
-        true_boxes = with_true_boxes(boxes[-1], batch.targets, matches)
-        given = self.model.classify(encoded, person_logits, boxes, true_boxes, batch.sizes)
-        scores = given.action_logits[-1].float().sigmoid()
-        self.true_box_metric.update(batch.keyframes, true_detections(self.true_box_metric, batch, matches, scores))
-
-    def decomposition(self) -> Decomposition:
-        """What the last validation found; collective: with several ranks all must call it."""
-        metric = self.metric
-        with metric.sync_context():
-            gathered = metric.gathered()
-        persons = metric.person_result(gathered, "activitynet_2018", IOU_THRESHOLD).counts[PERSON]
-        return Decomposition(
-            detected=_summary(self.scores),
-            true_boxes=_summary(self.true_box_metric.compute()),
-            true_classes={"mAP": float(metric.scores(with_true_classes(metric, gathered))["mAP"])},
-            person_recall=persons.true_positives / max(persons.ground_truth, 1),
-            person_precision=persons.true_positives / max(persons.detections, 1),
-            persons=persons.ground_truth,
-            person_threshold=self.postprocess.person_threshold,
-        )
-
-
-def with_true_boxes(boxes: Tensor, targets: list[Target], matches: list[Match]) -> Tensor:
-    """Predicted boxes, those of matched queries replaced by the annotated box.
-
-    Args:
-        boxes: (B, Q, 4) xyxy pixels of the resized, unpadded clip.
-        targets: B targets in the same pixels.
-        matches: Per clip, query indices and box indices.
-    """
-    boxes = boxes.clone()
-    for clip, (queries, index) in enumerate(matches):
-        boxes[clip, queries] = targets[clip].boxes[index].to(boxes.dtype)
-    return boxes
-
-
-def true_detections(
-    metric: KeyframeMetric, batch: Batch, matches: list[Match], action_scores: Tensor
-) -> list[Detections]:
-    """The annotated persons of a batch as if they had been detected.
-
-    Args:
-        metric: Knows the boxes as annotated; those of the targets went through resizing and clipping.
-        batch: B clips.
-        matches: Per clip, query indices and box indices.
-        action_scores: (B, Q, K) of all queries.
-
-    Returns:
-        B detections with person score 1.
-    """
-    found = []
-    first = np.searchsorted(metric.truth_keyframe, batch.keyframes.cpu().numpy())
-    for clip, (queries, index) in enumerate(matches):
-        scores = action_scores[clip, queries]
-        size = batch.original_sizes[clip]
-        fractions = torch.from_numpy(metric.truth_boxes[first[clip] + index.cpu().numpy()])
-        boxes = fractions.to(scores) * size.flip(0).repeat(2)
-        found.append(Detections(boxes, torch.ones_like(boxes[:, 0]), scores, size))
-    return found
 
 
 def with_true_classes(metric: KeyframeMetric, gathered: GatheredDetections) -> GatheredDetections:

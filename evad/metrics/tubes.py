@@ -21,20 +21,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evad.data.tubes import TubeAnnotations, read_tubes
-from evad.metrics.csv_rows import Layout, read_rows
-from evad.metrics.tube_ap import (
-    ClassResult,
-    ScoredFrameBoxes,
-    ScoredTubes,
-    Tubes,
-    frame_ap,
-    hard_suppressed,
-    link,
-    link_candidates,
-    soft_suppressed,
-    video_ap,
-)
+from evad.files.csv_rows import Layout, read_rows
+from evad.files.tube_packages import TubeAnnotations
+from evad.files.tubes import read_tubes
+from evad.metrics.frame_boxes import ScoredFrameBoxes, ScoredTubes, Tubes
+from evad.metrics.linking import hard_suppressed, link, link_candidates, soft_suppressed
+from evad.metrics.tube_ap import ClassResult, frame_ap, video_ap
 
 BOX = ["x1", "y1", "x2", "y2"]
 DETECTIONS = Layout(

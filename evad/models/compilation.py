@@ -8,8 +8,8 @@ from torch import nn
 
 from evad.models.classification import DecoderBlock
 from evad.models.encoder import EncoderBlock
+from evad.models.heads.woo import InteractionStage
 from evad.models.localization import DynamicHead
-from evad.models.woo_head import InteractionStage
 
 LAYERS = (EncoderBlock, DecoderBlock, DynamicHead, InteractionStage)
 

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from evad.models.actors import ActorReader
 from evad.models.encoder import EncoderOutput, VideoTransformer
-from evad.models.external import ExternalBoxes
 from evad.models.fpn import KeyframePyramid
+from evad.models.heads.external import ExternalBoxes
 from evad.models.localization import LocalizationBranch
 from evad.structures import EVADOutput, Proposals
 

@@ -1,0 +1,144 @@
+"""AVA as a DataModule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torchmetrics import Metric
+
+from evad.data.annotations.ava import VALID_SECONDS, read_ava_keyframes, read_frame_lists
+from evad.data.annotations.proposals import ProposalFiles
+from evad.data.clips.datamodule import (
+    ActionDataModule,
+    ReaderSource,
+    Split,
+)
+from evad.data.clips.sampling import ClipSampler
+from evad.data.video.readers import Backend
+from evad.data.video.sources import FrameFolders, VideoFiles
+from evad.files.label_map import read_label_map
+from evad.structures import Keyframe
+
+_NO_PROPOSALS = ProposalFiles()
+
+
+class AVADataModule(ActionDataModule):
+    """AVA v2.1 or v2.2, or any data in its layout.
+
+    `root` holds `annotations/` and the pixels, the first of these that exists:
+
+    - `frame_lists/{train,val}.csv`: image paths relative to `root/frames`;
+    - `frames/<video>/`: images numbered `<video>_000001.jpg`, `img_00001.jpg`, ..., extracted at `annotated_fps`;
+    - `videos/<video>.mp4` (or .mkv, .webm, .avi, .mov), at any frame rate.
+
+    Args:
+        root: Folder of the data set.
+        sampler: Chooses the frames of a clip; its `annotated_fps` is the clock of keyframe positions.
+        version: Stands for `{version}` in the names below.
+        train_csv: Training annotations, in `root/annotations` like the other files; a list is read as one.
+        val_csv: Validation annotations.
+        excluded_csv: Validation frames that do not count; None: all count.
+        label_map: Names of the evaluated classes. None is the file that comes with the version.
+        num_classes: Outputs of the model: action ids 1 to this number. None: only the ids of the label map.
+        video_start_second: The second at which files and frames begin: 900 for the 15-minute cuts, 0 for whole movies.
+        valid_seconds: First and last annotated second that count; None allows all.
+        backend: Decoder of video files, see `evad.data.video.readers.open_video`.
+        proposals: Boxes of an external detector, for `model/localization=external`; by default none.
+        **loading: Arguments of `ActionDataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        sampler: ClipSampler,
+        version: Literal["2.1", "2.2"] = "2.2",
+        train_csv: str | Sequence[str] = "ava_train_v{version}.csv",
+        val_csv: str | Sequence[str] = "ava_val_v{version}.csv",
+        excluded_csv: str | None = "ava_val_excluded_timestamps_v{version}.csv",
+        label_map: str | None = None,
+        num_classes: int | None = 80,
+        video_start_second: float = 900.0,
+        valid_seconds: tuple[float, float] | None = VALID_SECONDS,
+        backend: Backend = "auto",
+        proposals: ProposalFiles = _NO_PROPOSALS,
+        **loading: Any,
+    ) -> None:
+        super().__init__(sampler, **loading)
+        if version not in _LABEL_MAPS:
+            raise ValueError(f"AVA version {version!r} is unknown; choose one of {', '.join(_LABEL_MAPS)}")
+        if sampler.annotated_fps is None:
+            raise ValueError("AVA positions are seconds; give the sampler annotated_fps (AVA: 30)")
+        self.root = Path(root)
+        self.version = version
+        self.csv_names: dict[Split, str | Sequence[str]] = {"train": train_csv, "val": val_csv}
+        self.excluded_csv = excluded_csv
+        self.label_map = label_map or _LABEL_MAPS[version]
+        self.num_outputs = num_classes
+        self.video_start_second = video_start_second
+        self.valid_seconds = valid_seconds
+        self.backend: Backend = backend
+        self.proposals = proposals
+        self.annotated_fps = sampler.annotated_fps
+
+    def setup(self, stage: str) -> None:
+        """Read the label map and what `ActionDataModule.setup` reads."""
+        self.class_names = read_label_map(self.annotation_file(self.label_map))
+        self.evaluated = sorted(self.class_names)
+        self.class_ids = list(range(1, self.num_outputs + 1)) if self.num_outputs else self.evaluated
+        self.num_classes = len(self.class_ids)
+        beyond = sorted(set(self.evaluated) - set(self.class_ids))
+        if beyond:
+            raise ValueError(
+                f"{self.label_map} has ids {beyond[:5]} beyond num_classes {self.num_outputs}; raise num_classes"
+            )
+        super().setup(stage)
+
+    def read_split(self, split: Split) -> tuple[list[Keyframe], ReaderSource]:
+        """Keyframes of a split and where their pixels are."""
+        names = self.csv_names[split]
+        keyframes = read_ava_keyframes(
+            [self.annotation_file(name) for name in ([names] if isinstance(names, str) else names)],
+            self.class_ids,
+            first_second=self.video_start_second,
+            annotated_fps=self.annotated_fps,
+            valid_seconds=self.valid_seconds,
+            excluded=self.annotation_file(self.excluded_csv) if split == "val" and self.excluded_csv else None,
+        )
+        return self.proposals.attach(split, keyframes, self.annotation_file), self.source(split)
+
+    def build_metric(self, protocol: str = "activitynet_2018") -> Metric:
+        """Frame-mAP at IoU 0.5 on the validation keyframes; see `evad.metrics.ava` for the protocols."""
+        from evad.metrics.frame_map import AVAFrameMAP
+
+        return AVAFrameMAP(self.val_dataset.keyframes, self.class_ids, evaluated=self.evaluated, protocol=protocol)
+
+    def annotation_file(self, name: str) -> Path:
+        """A file of `annotations/`, `{version}` filled in.
+
+        Raises:
+            FileNotFoundError: It is not there.
+        """
+        path = self.root / "annotations" / name.format(version=self.version)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such annotation file; check the data root and the file's name")
+        return path
+
+    def source(self, split: Split) -> ReaderSource:
+        """Where the pixels of a split are: frame lists, frame folders or video files."""
+        frames, videos = self.root / "frames", self.root / "videos"
+        frame_list = self.root / "frame_lists" / f"{split}.csv"
+        if frame_list.is_file():
+            return FrameFolders(frames, self.annotated_fps, read_frame_lists(frame_list, frames))
+        if frames.is_dir():
+            return FrameFolders(frames, self.annotated_fps)
+        if videos.is_dir():
+            return VideoFiles(videos, self.backend)
+        raise FileNotFoundError(f"{self.root}: neither frames/ nor videos/ in this folder; check the data root")
+
+
+_LABEL_MAPS = {
+    "2.1": "ava_action_list_v{version}_for_activitynet_2018.pbtxt",
+    "2.2": "ava_action_list_v{version}_for_activitynet_2019.pbtxt",
+}

@@ -1,0 +1,204 @@
+"""Your own videos: a folder of videos or frames and one table of annotations, see `evad.data.annotations.table`."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torchmetrics import Metric
+
+from evad.data.annotations.findings import Finding, require_sound
+from evad.data.annotations.keyframes import (
+    Annotations,
+    BoxUnit,
+    Clock,
+    find_class_ids,
+    join_tables,
+    make_keyframes,
+    read_classes,
+)
+from evad.data.annotations.soundness import annotation_findings
+from evad.data.annotations.table import read_table
+from evad.data.annotations.videos import missing_videos, probe, video_findings
+from evad.data.clips.datamodule import ActionDataModule, ReaderSource, Split
+from evad.data.clips.sampling import ClipSampler
+from evad.data.video.errors import VideoError
+from evad.data.video.images import compact_paths
+from evad.data.video.readers import Backend
+from evad.data.video.sources import FrameFolders, VideoFiles
+from evad.structures import Keyframe
+
+logger = logging.getLogger(__name__)
+
+
+class CustomDataModule(ActionDataModule):
+    """Own data: `root` holds annotations and the pixels.
+
+    - annotations: a table with a header, or in AVA's layout, see `evad.data.annotations.table`; the videos of one table
+      are divided by its `split` column, else by `val_fraction`;
+    - classes: a label file (see `evad.data.annotations.keyframes.find_label_file`), else those that occur;
+    - pixels: `root/videos/<video>.mp4` (or .mkv, .webm, .avi, .mov) at any frame rate, or `root/frames/<video>/` with
+      images extracted at `frames_per_second`.
+
+    Reading stops at the first kind of error that `evad.data.check` would name.
+
+    Args:
+        root: Folder of the data set.
+        sampler: Chooses the frames of a clip; its `annotated_fps` is the clock its stride counts.
+        boxes: Whether boxes are in pixels of the video or fractions of its width and height.
+        annotations: Table of all annotations, or those of training; below `root`.
+        val_annotations: Table of the validation annotations.
+        labels: Label file beside the annotations; None: the one that is there, if any.
+        first_time: What the time (or frame) column says at a video's first frame: 0, 1, AVA's cuts 900.
+        val_fraction: Share of the videos that validate where nothing else says which.
+        split_seed: Seed of their choice.
+        num_classes: Outputs of the model, checked against the classes found; None: not checked.
+        frames_per_second: Rate of extracted frames.
+        frame_pattern: Path of a video's images below `root/frames`, such as `{video}/img_%05d.jpg`; None: the images of
+            folder `{video}` in the order of the numbers in their names.
+        backend: Decoder of video files, see `evad.data.video.readers.open_video`.
+        **loading: Arguments of `ActionDataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        sampler: ClipSampler,
+        boxes: BoxUnit,
+        annotations: str = "annotations.csv",
+        val_annotations: str | None = None,
+        labels: str | None = None,
+        first_time: float = 0.0,
+        val_fraction: float = 0.2,
+        split_seed: int = 0,
+        num_classes: int | None = None,
+        frames_per_second: float = 30.0,
+        frame_pattern: str | None = None,
+        backend: Backend = "auto",
+        **loading: Any,
+    ) -> None:
+        super().__init__(sampler, **loading)
+        if boxes not in ("pixels", "fractions"):
+            raise ValueError(f"data.boxes is {boxes!r}; choose pixels or fractions")
+        self.root = Path(root)
+        self.boxes: BoxUnit = boxes
+        self.tables = [name for name in (annotations, val_annotations) if name is not None]
+        self.labels = labels
+        self.first_time = first_time
+        self.val_fraction = val_fraction
+        self.split_seed = split_seed
+        self.num_outputs = num_classes
+        self.frames_per_second = frames_per_second
+        self.frame_pattern = frame_pattern
+        self.backend: Backend = backend
+        self._keyframes: dict[Split, list[Keyframe]] = {}
+        self._frame_lists: dict[str, Sequence[str]] | None = None
+
+    def scan(self) -> Annotations:
+        """All annotations, sound or not."""
+        tables = [read_table(self.root / name) for name in self.tables]
+        rows = join_tables(tables[0], tables[1] if len(tables) > 1 else None, self.val_fraction, self.split_seed)
+        classes, label_file = read_classes(self.root, self.labels, self.tables)
+        return Annotations(
+            rows=rows.assign(class_id=find_class_ids(rows["label"], classes)),
+            classes=classes,
+            evaluated=list(classes),
+            boxes=self.boxes,
+            clock=Clock(tables[0].unit, self.first_time, self.sampler.annotated_fps),
+            given_classes=label_file is not None,
+            overhang="warning",
+            findings=[finding for table in tables for finding in table.findings]
+            + self._class_findings(classes, label_file),
+        )
+
+    def _class_findings(self, classes: Mapping[int, str], label_file: Path | None) -> list[Finding]:
+        where = "the labels that occur" if label_file is None else str(label_file)
+        found = [Finding("classes", "info", f"{len(classes)} classes, from {where}")]
+        if self.num_outputs is not None and self.num_outputs != len(classes):
+            message = f"num_classes is {self.num_outputs}, but there are {len(classes)} classes in {where}"
+            remedy = f"set data.num_classes={len(classes)}; a trained model keeps its number, and needs its label list"
+            found.append(Finding("num-classes", "error", message, remedy))
+        return found
+
+    def setup(self, stage: str) -> None:
+        """Read annotations and labels, open every video once, and check that they fit together."""
+        if not self._keyframes:
+            self._read()
+        super().setup(stage)
+
+    def _read(self) -> None:
+        annotations = self.scan()
+        findings = annotation_findings(annotations)
+        require_sound(findings)
+        self.class_names = annotations.classes
+        self.class_ids = self.evaluated = list(annotations.classes)
+        self.num_classes = len(self.class_ids)
+        source = self.source("train")
+        videos = list(annotations.rows["video"].unique())
+        require_sound(missing_videos("the annotations", source.missing(videos), source.root))
+        infos, unreadable = probe(source, videos)
+        findings += unreadable + video_findings(annotations, infos)
+        require_sound(findings)
+        for finding in findings:
+            logger.log(logging.WARNING if finding.severity == "warning" else logging.INFO, "%s", finding)
+        splits: tuple[Split, ...] = ("train", "val")
+        self._keyframes = {split: make_keyframes(annotations, split, infos, self.class_ids) for split in splits}
+
+    def read_split(self, split: Split) -> tuple[list[Keyframe], ReaderSource]:
+        """Keyframes of a split and where their pixels are."""
+        return self._keyframes[split], self.source(split)
+
+    def source(self, split: Split) -> ReaderSource:
+        """Where the pixels are; the same for both splits."""
+        videos, frames = self.root / "videos", self.root / "frames"
+        if videos.is_dir():
+            return VideoFiles(videos, self.backend)
+        if frames.is_dir() and self.frame_pattern is not None:
+            if self._frame_lists is None:
+                names = list(self.scan().rows["video"].unique())
+                self._frame_lists = pattern_frames(frames, self.frame_pattern, names)
+            return FrameFolders(frames, self.frames_per_second, self._frame_lists)
+        if frames.is_dir():
+            return FrameFolders(frames, self.frames_per_second)
+        raise FileNotFoundError(f"{self.root}: neither videos/ nor frames/ in this folder; check data.root")
+
+    def build_metric(self, protocol: str = "activitynet_2018") -> Metric:
+        """Frame-mAP at IoU 0.5 on the validation keyframes; see `evad.metrics.ava` for the protocols."""
+        from evad.metrics.frame_map import AVAFrameMAP
+
+        return AVAFrameMAP(self.val_dataset.keyframes, self.class_ids, evaluated=self.evaluated, protocol=protocol)
+
+
+def pattern_frames(root: Path, pattern: str, videos: Sequence[str]) -> dict[str, Sequence[str]]:
+    """Images of each video whose paths follow a pattern, in order; videos without any are left out.
+
+    Args:
+        root: Folder the pattern is below.
+        pattern: Path with `{video}` and one printf-like frame number, such as `{video}/img_%05d.jpg`.
+        videos: Names of the videos.
+
+    Raises:
+        ValueError: The pattern lacks one of the two.
+        VideoError: A frame between the first and the last is missing.
+    """
+    number = re.findall(r"%0?\d*d", pattern)
+    if len(number) != 1 or "{video}" not in pattern:
+        raise ValueError(f"frame_pattern {pattern!r} needs {{video}} and one number, as in {{video}}/img_%05d.jpg")
+    lists: dict[str, Sequence[str]] = {}
+    for video in videos:
+        folder, _, name = pattern.replace("{video}", video).rpartition("/")
+        before, after = name.split(number[0])
+        expected = re.compile(f"{re.escape(before)}(\\d+){re.escape(after)}")
+        matches = [expected.fullmatch(path.name) for path in (root / folder).glob("*")]
+        frames = {int(match[1]): match[0] for match in matches if match}
+        if not frames:
+            continue
+        numbers = sorted(frames)
+        gaps = set(range(numbers[0], numbers[-1])) - set(numbers)
+        if gaps:
+            raise VideoError(f"video {video}: frame {min(gaps)} of {root}/{pattern} is missing; extract it again")
+        lists[video] = compact_paths([f"{root / folder}/{frames[n]}" for n in numbers])
+    return lists

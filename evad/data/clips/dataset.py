@@ -1,0 +1,83 @@
+"""Keyframes -> clips: a map-style data set shared by all data sets of the package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from evad.data.clips.sampling import ClipSampler
+from evad.data.clips.transforms import VideoTransform
+from evad.data.video.errors import VideoReader
+from evad.data.video.sources import ReaderCache
+from evad.structures import Clip, Keyframe, Proposals, Target
+
+
+class ActionDataset(Dataset[Clip]):
+    """One clip per keyframe.
+
+    Augmentation is a function of (seed, epoch, index) alone: it does not depend on the number of workers or ranks,
+    repeats when a run is resumed, and changes from epoch to epoch. The epoch lives in shared memory, so that
+    `set_epoch` in the main process also reaches persistent workers.
+
+    Args:
+        keyframes: What to sample; sample i is keyframe i.
+        open_reader: Opens a video by name; picklable, called in the process that reads.
+        sampler: Chooses the frames.
+        transform: Resizes, augments and normalises.
+        seed: Seed of the augmentation.
+    """
+
+    def __init__(
+        self,
+        keyframes: Sequence[Keyframe],
+        open_reader: Callable[[str], VideoReader],
+        sampler: ClipSampler,
+        transform: VideoTransform,
+        seed: int = 0,
+    ) -> None:
+        self.keyframes = keyframes
+        self.sampler = sampler
+        self.transform = transform
+        self.seed = seed
+        self._readers = ReaderCache(open_reader)
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the random augmentation of an epoch; call it before iterating over the loader."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.keyframes)
+
+    def __getitem__(self, index: int) -> Clip:
+        """Clip of keyframe `index`."""
+        keyframe = self.keyframes[index]
+        reader = self._readers(keyframe.video)
+        frames = reader.read(self.sampler(keyframe, reader))
+        given = keyframe.boxes if keyframe.proposals is None else np.concatenate([keyframe.boxes, keyframe.proposals])
+        clip, boxes = self.transform(frames, given, self._generator(index))
+        truth, proposed = boxes.split([len(keyframe.boxes), len(boxes) - len(keyframe.boxes)])
+        scores = keyframe.proposal_scores
+        return Clip(
+            frames=clip,
+            target=Target(boxes=truth, labels=torch.from_numpy(keyframe.labels).float()),
+            keyframe=torch.tensor(index),
+            original_size=torch.tensor(frames.shape[1:3]),
+            proposals=None if scores is None else Proposals(proposed, torch.from_numpy(scores).float()),
+        )
+
+    def keyframe_image(self, index: int) -> np.ndarray:
+        """Picture of keyframe `index` as stored: (H, W, 3) uint8 RGB."""
+        keyframe = self.keyframes[index]
+        reader = self._readers(keyframe.video)
+        indices = self.sampler(keyframe, reader)
+        return reader.read(indices[[len(indices) // 2]])[0]
+
+    def _generator(self, index: int) -> torch.Generator | None:
+        if not self.transform.is_random:
+            return None
+        entropy = np.random.SeedSequence((self.seed, int(self._epoch), index))
+        return torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1)))

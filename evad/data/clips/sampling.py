@@ -1,0 +1,83 @@
+"""From the instant of a keyframe to the frames of its clip; no pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from evad.data.video.clock import frame_at, second_at, shown_at
+from evad.data.video.errors import VideoReader
+from evad.structures import Keyframe
+
+
+def clip_indices(center: float, num_frames: int, stride: float, length: int) -> np.ndarray:
+    """Frames of a clip around a keyframe, repeating the first and last frame where it reaches over the video's ends.
+
+    The keyframe is entry `num_frames // 2`: 16 frames with stride 4 are center-32, center-28, ..., center+28.
+
+    Args:
+        center: The keyframe in frames of the video, from 0; a fraction is rounded to the nearest frame, halves up.
+        num_frames: Frames of the clip, T.
+        stride: Distance between two frames of the clip, in frames of the video; may be a fraction.
+        length: Frames of the video.
+
+    Returns:
+        (T,) int64, each in [0, length).
+    """
+    instants = center + (np.arange(num_frames) - num_frames // 2) * stride
+    return np.clip(np.floor(instants + 0.5), 0, length - 1).astype(np.int64)
+
+
+class ClipSampler:
+    """Chooses the frames of a keyframe's clip by time, so a video of another frame rate gives the same instants.
+
+    Args:
+        num_frames: Frames of a clip, T.
+        frame_stride: Distance between two of them, in frames of the annotation's clock; 0 repeats the keyframe, a
+            control that hides all motion.
+        annotated_fps: Rate of the clock that `Keyframe.position` and `frame_stride` count (AVA: 30). None: they are
+            frames of the file itself, whatever its rate (UCF101-24, JHMDB).
+    """
+
+    def __init__(self, num_frames: int = 16, frame_stride: int = 4, annotated_fps: float | None = None) -> None:
+        if num_frames < 1 or frame_stride < 0:
+            raise ValueError(
+                f"a clip of {num_frames} frames with stride {frame_stride}: use at least 1 frame and no negative stride"
+            )
+        if annotated_fps is not None and annotated_fps <= 0:
+            raise ValueError(f"annotated_fps is {annotated_fps}; give frames per second, or null for frame indices")
+        self.num_frames = num_frames
+        self.frame_stride = frame_stride
+        self.annotated_fps = annotated_fps
+
+    def __call__(self, keyframe: Keyframe, reader: VideoReader) -> np.ndarray:
+        """(T,) int64 indices of the clip's frames in `reader`.
+
+        Raises:
+            ValueError: The keyframe is more than a frame outside the video.
+        """
+        center = self._center(keyframe.position, reader)
+        # One frame of grace: a last frame that rounds to the video's length is still its end.
+        if not -1 <= center <= reader.num_frames:
+            clock = "" if self.annotated_fps is None else f" ({keyframe.position / self.annotated_fps:g} s)"
+            raise ValueError(
+                f"video {keyframe.video}: keyframe {keyframe.timestamp} is frame {center:g}{clock}, but the video has "
+                f"{reader.num_frames} frames at {reader.fps:g} per second; check the annotation, the second the video "
+                f"starts at, and whether the file is complete"
+            )
+        return self.around(center, reader)
+
+    def around(self, center: float, reader: VideoReader) -> np.ndarray:
+        """(T,) int64 indices of the clip around frame `center` of the file."""
+        if self.annotated_fps is None or reader.times is None:
+            stride = self.frame_stride * self._frames_per_tick(reader)
+            return clip_indices(center, self.num_frames, stride, reader.num_frames)
+        offsets = (np.arange(self.num_frames) - self.num_frames // 2) * (self.frame_stride / self.annotated_fps)
+        return np.clip(shown_at(reader, second_at(reader, center) + offsets), 0, reader.num_frames - 1)
+
+    def _center(self, position: float, reader: VideoReader) -> float:
+        if self.annotated_fps is None or reader.times is None:
+            return position * self._frames_per_tick(reader)
+        return frame_at(reader, position / self.annotated_fps)
+
+    def _frames_per_tick(self, reader: VideoReader) -> float:
+        return 1.0 if self.annotated_fps is None else reader.fps / self.annotated_fps

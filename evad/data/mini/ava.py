@@ -1,0 +1,227 @@
+"""The generated default data set in the layout of AVA: real video files, annotations and a label map.
+
+    python -m evad.data.mini ROOT [--train-clips N] [--val-clips N] [--seed N] [--workers N] [--preview FILE]
+
+writes `ROOT/videos/<video>.mp4`, `ROOT/annotations/{train.csv,val.csv,label_map.pbtxt}` and `ROOT/mini.json`.
+Every video has 16 frames of 64x64 pixels at 8 per second and one annotated keyframe, frame 8 (counted from 0). The csv
+files name it by its second, 1: position = (second - first_second) * annotated_fps with first_second 0. That is room
+for a clip of 8 frames, every second one, or of 16.
+
+`evad.data.mini.scene` says what can be seen, `evad.data.mini.render` draws it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+from PIL import Image, ImageDraw
+
+from evad.data.mini.render import Scene, actor_boxes, render
+from evad.data.mini.scene import CLASSES, FPS, IMAGE_SIZE, sample_scene
+from evad.data.mini.store import ensure_generated, run_jobs
+
+VERSION = 1  # raise it when the same parameters give other files, so that old folders are generated anew
+NUM_FRAMES = 16
+KEYFRAME = NUM_FRAMES // 2
+FIRST_SECOND = 0
+SECOND = FIRST_SECOND + KEYFRAME // FPS
+SPLITS = {"train": 0, "val": 1}
+ACTION_IDS = {name: number for number, name in enumerate(CLASSES, start=1)}
+
+# Low compression keeps thin limbs sharp, no B frames and a single keyframe make reading 16 frames quick; one encoder
+# thread, as the result depends on their number.
+ENCODER_OPTIONS = {"crf": "14", "preset": "veryfast", "bf": "0", "g": str(NUM_FRAMES), "threads": "1"}
+
+
+def ensure_mini(
+    root: Path | str, train_clips: int = 3000, val_clips: int = 200, seed: int = 0, workers: int | None = None
+) -> Path:
+    """The folder of the data set, generated now unless it is complete and has these parameters.
+
+    Args:
+        root: Folder; created where missing, its videos and annotations replaced where the parameters differ.
+        train_clips: Number of training videos.
+        val_clips: Number of validation videos; the i-th is the same whatever the numbers.
+        seed: Any other seed gives other videos.
+        workers: Processes that render; the result does not depend on it. None: one per processor.
+
+    Raises:
+        FileExistsError: `root` holds files that this function did not write.
+    """
+    root = Path(root)
+    generate = partial(generate_ava, root, train_clips, val_clips, seed, workers)
+    ensure_generated(root, mini_parameters(train_clips, val_clips, seed), generate)
+    return root
+
+
+def generate_ava(
+    root: Path, train_clips: int = 3000, val_clips: int = 200, seed: int = 0, workers: int | None = None
+) -> None:
+    """Write videos and annotations into `root`, which holds neither; arguments as for `ensure_mini`."""
+    (root / "videos").mkdir(parents=True)
+    (root / "annotations").mkdir()
+    for split, clips in (("train", train_clips), ("val", val_clips)):
+        jobs = [ClipJob(seed, split, i, root / "videos" / f"{split}_{i:05d}.mp4") for i in range(clips)]
+        rows = run_jobs(make_clip, jobs, f"Generating {root.name}: {split}", workers)
+        with (root / "annotations" / f"{split}.csv").open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(chain.from_iterable(rows))
+    (root / "annotations" / "label_map.pbtxt").write_text(label_map_text())
+
+
+def mini_parameters(train_clips: int, val_clips: int, seed: int) -> dict[str, Any]:
+    """What `mini.json` says about a complete data set, `complete` itself apart."""
+    for name, clips in (("train_clips", train_clips), ("val_clips", val_clips)):
+        if clips < 1:
+            raise ValueError(f"{name} is {clips}; it must be 1 or more")
+    return {
+        "layout": "ava",
+        "version": VERSION,
+        "train_clips": train_clips,
+        "val_clips": val_clips,
+        "seed": seed,
+        "image_size": IMAGE_SIZE,
+        "num_frames": NUM_FRAMES,
+        "fps": FPS,
+        "annotated_fps": FPS,
+        "first_second": FIRST_SECOND,
+        "second": SECOND,
+        "classes": list(CLASSES),
+    }
+
+
+class Row(NamedTuple):
+    """One line of an AVA csv file: one action of one person; the box is xyxy in fractions of the frame."""
+
+    video: str
+    second: int
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    action: int
+    person: int
+
+
+@dataclass(frozen=True)
+class ClipJob:
+    """Everything one clip depends on, and where it goes."""
+
+    seed: int
+    split: str
+    index: int
+    path: Path
+
+
+def clip_scene(seed: int, split: str, index: int) -> Scene:
+    """The scene of one clip, from a random stream of its own."""
+    rng = np.random.Generator(np.random.PCG64([seed, SPLITS[split], index]))
+    return sample_scene(rng, NUM_FRAMES)
+
+
+def make_clip(job: ClipJob) -> list[Row]:
+    """Render one clip into its video file and give its annotations."""
+    scene = clip_scene(job.seed, job.split, job.index)
+    write_video(job.path, render(scene))
+    height, width = scene.size
+    boxes = actor_boxes(scene)[KEYFRAME] / (width, height, width, height)
+    rows = []
+    for person, (box, actor) in enumerate(zip(boxes.round(6).tolist(), scene.actors)):
+        x1, y1, x2, y2 = box
+        rows += [Row(job.path.stem, SECOND, x1, y1, x2, y2, ACTION_IDS[action], person) for action in actor.actions]
+    return rows
+
+
+def write_video(path: Path, frames: np.ndarray) -> None:
+    """Encode `frames` (T, height, width, 3) uint8 RGB as H.264; equal frames give equal files."""
+    _, height, width, _ = frames.shape
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FPS, options=ENCODER_OPTIONS)
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def read_video(path: Path) -> np.ndarray:
+    """All frames of a video as (T, height, width, 3) uint8 RGB."""
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def label_map_text() -> str:
+    """The label map in AVA's pbtxt layout."""
+    return "".join(f'item {{\n  name: "{name}"\n  id: {number}\n}}\n' for name, number in ACTION_IDS.items())
+
+
+def class_counts(annotations: Path) -> dict[str, int]:
+    """Number of rows of every class in one of the csv files."""
+    counts = Counter(row.action for row in read_rows(annotations))
+    return {name: counts[number] for name, number in ACTION_IDS.items()}
+
+
+def read_rows(annotations: Path) -> list[Row]:
+    """The lines of a csv file of this data set, in its order."""
+    rows = []
+    with annotations.open(newline="") as file:
+        for video, second, x1, y1, x2, y2, action, person in csv.reader(file):
+            rows.append(Row(video, int(second), float(x1), float(y1), float(x2), float(y2), int(action), int(person)))
+    return rows
+
+
+def preview(root: Path, out: Path, num_clips: int = 8, zoom: int = 3) -> None:
+    """Picture of the first validation clips, one per line: every second frame, boxes on the keyframe.
+
+    The line's caption names the actions of the persons from left to right.
+    """
+    videos: dict[str, dict[int, list[Row]]] = {}  # video -> person -> rows
+    for row in read_rows(root / "annotations" / "val.csv"):
+        videos.setdefault(row.video, {}).setdefault(row.person, []).append(row)
+    size, shown = IMAGE_SIZE * zoom, range(0, NUM_FRAMES, 2)
+    sheet = Image.new("RGB", (size * len(shown), size * min(num_clips, len(videos))))
+    draw = ImageDraw.Draw(sheet)
+    for line, (video, people) in enumerate(list(videos.items())[:num_clips]):
+        frames = read_video(root / "videos" / f"{video}.mp4")
+        for column, index in enumerate(shown):
+            frame = Image.fromarray(frames[index]).resize((size, size), Image.Resampling.NEAREST)
+            sheet.paste(frame, (column * size, line * size))
+        corner = np.array([KEYFRAME // 2 * size, line * size] * 2)
+        for rows in people.values():
+            draw.rectangle((np.array(rows[0][2:6]) * size + corner).tolist(), outline="red")
+        captions = [" + ".join(CLASSES[row.action - 1] for row in rows) for rows in sorted(people.values(), key=_left)]
+        draw.text((2, line * size), f"{video}: {' | '.join(captions)}", fill="yellow")
+    sheet.save(out)
+
+
+def _left(rows: list[Row]) -> float:
+    """Left edge of a person's box, to sort by."""
+    return rows[0].x1
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m evad.data.mini", description=__doc__.splitlines()[0])
+    parser.add_argument("root", type=Path, help="folder of the data set")
+    parser.add_argument("--train-clips", type=int, default=3000)
+    parser.add_argument("--val-clips", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=None, help="processes (default: one per processor)")
+    parser.add_argument("--preview", type=Path, default=None, metavar="FILE", help="also write a picture of some clips")
+    arguments = parser.parse_args()
+    root = ensure_mini(arguments.root, arguments.train_clips, arguments.val_clips, arguments.seed, arguments.workers)
+    for split in SPLITS:
+        print(split, class_counts(root / "annotations" / f"{split}.csv"))
+    if arguments.preview is not None:
+        preview(root, arguments.preview)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""The generated data set in the layouts of UCF101-24 and JHMDB: frame images and a pickle of whole tubes.
+
+    python -m evad.data.mini.tubes ROOT --layout ucf24|jhmdb [--num-videos N] [--seed N] [--workers N]
+
+writes `ROOT/rgb-images/<class>/<video>/00001.jpg`, ... and `ROOT/UCF101v2-GT.pkl`, or
+`ROOT/Frames/<class>/<video>/00001.png`, ... and `ROOT/JHMDB-GT.pkl`; and `ROOT/mini.json`. A video shows one of seven
+classes (`watch` is left out), done by all its actors. As in the originals, UCF101-24 has one split and one or two tubes
+per video, of which some cover a part of it only; JHMDB has three splits and one tube per video, from its first to its
+last frame.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from evad.data.mini.render import Scene, actor_boxes, render
+from evad.data.mini.scene import GESTURES, IMAGE_SIZE, POSES, sample_scene
+from evad.data.mini.store import ensure_generated, run_jobs
+
+VERSION = 1  # raise it when the same parameters give other files, so that old folders are generated anew
+TUBE_CLASSES = (*POSES, *GESTURES)  # class numbers 0 to 6
+SHORTEST_TUBE = 16  # frames; the usual linking drops tubes of fewer than 15
+RANDOM_STREAM = 2  # apart from the streams of the AVA layout's splits, 0 and 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What distinguishes the two data sets on disk.
+
+    Attributes:
+        frames: Folder of the frame images.
+        suffix: Of the frame images; `.jpg` is lossy, `.png` is not.
+        pickle: Name of the annotation file.
+        num_splits: 1 or 3; a third of the videos is for testing in a split, another third in each.
+        most_actors: 1, or 2 for one or two per video.
+        partial: Whether half of the tubes cover a part of the video only.
+        lengths: Fewest and most frames of a video.
+    """
+
+    frames: str
+    suffix: str
+    pickle: str
+    num_splits: int
+    most_actors: int
+    partial: bool
+    lengths: tuple[int, int]
+
+
+LAYOUTS = {
+    "ucf24": Layout("rgb-images", ".jpg", "UCF101v2-GT.pkl", 1, 2, True, (20, 28)),
+    "jhmdb": Layout("Frames", ".png", "JHMDB-GT.pkl", 3, 1, False, (16, 24)),
+}
+
+
+def ensure_mini_tubes(
+    root: Path | str, layout: str, num_videos: int = 420, seed: int = 0, workers: int | None = None
+) -> Path:
+    """The folder of the data set, generated now unless it is complete and has these parameters.
+
+    Args:
+        root: Folder; created where missing, its generated contents replaced where the parameters differ.
+        layout: `ucf24` or `jhmdb`.
+        num_videos: In all splits together; classes take turns.
+        seed: Any other seed gives other videos.
+        workers: Processes that render; the result does not depend on it. None: one per processor.
+
+    Raises:
+        ValueError: The layout is unknown, or a class would have no test video or no training video.
+        FileExistsError: `root` holds files that this function did not write.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
+    fewest = 3 * len(TUBE_CLASSES)
+    if num_videos < fewest:
+        raise ValueError(f"num_videos is {num_videos}; every class needs 3 for its splits: give {fewest} or more")
+    root = Path(root)
+    parameters = {
+        "layout": layout,
+        "version": VERSION,
+        "num_videos": num_videos,
+        "seed": seed,
+        "image_size": IMAGE_SIZE,
+        "classes": list(TUBE_CLASSES),
+    }
+    ensure_generated(root, parameters, partial(generate_tubes, root, layout, num_videos, seed, workers))
+    return root
+
+
+def generate_tubes(root: Path, layout: str, num_videos: int = 420, seed: int = 0, workers: int | None = None) -> None:
+    """Write frames and annotations into `root`, which holds neither; arguments as for `ensure_mini_tubes`."""
+    jobs = [TubeJob(seed, layout, index, root) for index in range(num_videos)]
+    videos = run_jobs(make_video, jobs, f"Generating {root.name}", workers)
+    with (root / LAYOUTS[layout].pickle).open("wb") as file:
+        pickle.dump(_annotations(videos, LAYOUTS[layout].num_splits), file, protocol=2)
+
+
+@dataclass(frozen=True)
+class TubeJob:
+    """Everything one video depends on, and where it goes."""
+
+    seed: int
+    layout: str
+    index: int
+    root: Path
+
+    @property
+    def action(self) -> str:
+        """Class of the video; classes take turns."""
+        return TUBE_CLASSES[self.index % len(TUBE_CLASSES)]
+
+
+@dataclass(frozen=True)
+class TubeVideo:
+    """Annotation of one video.
+
+    Attributes:
+        name: `<class>/<video>`.
+        action: Class number from 0.
+        num_frames: T.
+        tubes: Each (frames, 5) float64: frame number from 1, x1, y1, x2, y2 in pixels, corner pixels included.
+    """
+
+    name: str
+    action: int
+    num_frames: int
+    tubes: list[np.ndarray]
+
+
+def video_scene(job: TubeJob) -> Scene:
+    """The scene of one video, from a random stream of its own."""
+    layout = LAYOUTS[job.layout]
+    rng = np.random.Generator(np.random.PCG64([job.seed, RANDOM_STREAM, job.index]))
+    num_frames = int(rng.integers(layout.lengths[0], layout.lengths[1] + 1))
+    num_actors = int(rng.integers(1, layout.most_actors + 1))
+    visible = np.ones((num_actors, num_frames), dtype=bool)
+    for row in visible:
+        if layout.partial and rng.uniform() < 0.5:
+            length = int(rng.integers(SHORTEST_TUBE, num_frames))
+            start = int(rng.integers(num_frames - length + 1))
+            row[:start] = row[start + length :] = False
+    return sample_scene(rng, num_frames, num_actors, job.action, visible)
+
+
+def make_video(job: TubeJob) -> TubeVideo:
+    """Render one video into its frame folder and give its annotation."""
+    layout, scene = LAYOUTS[job.layout], video_scene(job)
+    name = f"{job.action}/{job.action}_{job.index:05d}"
+    folder = job.root / layout.frames / name
+    folder.mkdir(parents=True)
+    frames = render(scene)
+    for number, frame in enumerate(frames, start=1):
+        # JPEG is told not to blur colours; PNG knows neither option and ignores them.
+        Image.fromarray(frame).save(folder / f"{number:05d}{layout.suffix}", quality=95, subsampling=0)
+    boxes = actor_boxes(scene) - np.array([0, 0, 1, 1])  # the far edge of a pixel -> the pixel
+    numbers = np.arange(1, len(frames) + 1)[:, None]
+    tubes = []
+    for index, actor in enumerate(scene.actors):
+        track = np.concatenate([numbers, boxes[:, index]], axis=1)  # (T, 5)
+        tubes.append(track[actor.visible])
+    return TubeVideo(name, TUBE_CLASSES.index(job.action), len(frames), tubes)
+
+
+def _annotations(videos: list[TubeVideo], num_splits: int) -> dict[str, Any]:
+    """Contents of the pickle; within a class, every third video is for testing, from another start per split."""
+    turns = [index // len(TUBE_CLASSES) % 3 for index in range(len(videos))]  # of a video among those of its class
+    return {
+        "labels": list(TUBE_CLASSES),
+        "train_videos": [[v.name for v, turn in zip(videos, turns) if turn != split] for split in range(num_splits)],
+        "test_videos": [[v.name for v, turn in zip(videos, turns) if turn == split] for split in range(num_splits)],
+        "nframes": {v.name: v.num_frames for v in videos},
+        "resolution": {v.name: (IMAGE_SIZE, IMAGE_SIZE) for v in videos},
+        # Converted here: arrays that came from several processes would share no dtype object and pickle to other bytes.
+        "gttubes": {v.name: {v.action: [tube.astype(np.float32) for tube in v.tubes]} for v in videos},
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m evad.data.mini.tubes", description=__doc__.splitlines()[0])
+    parser.add_argument("root", type=Path, help="folder of the data set")
+    parser.add_argument("--layout", choices=sorted(LAYOUTS), required=True)
+    parser.add_argument("--num-videos", type=int, default=420)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=None, help="processes (default: one per processor)")
+    arguments = parser.parse_args()
+    ensure_mini_tubes(arguments.root, arguments.layout, arguments.num_videos, arguments.seed, arguments.workers)
+
+
+if __name__ == "__main__":
+    main()

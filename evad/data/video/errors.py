@@ -1,0 +1,64 @@
+"""What readers of videos have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+try:
+    import decord
+except ImportError:  # pyproject.toml leaves it out on macOS
+    decord = None
+else:
+    decord.logging.set_level(decord.logging.QUIET)
+
+
+_REENCODE = "download it again or re-encode it (ffmpeg -i OLD -c:v libx264 -crf 18 NEW.mp4)"
+
+
+class VideoError(RuntimeError):
+    """A video that cannot be opened or decoded; the text names it, the reason and a remedy."""
+
+
+class VideoReader(Protocol):
+    """Random access to the frames of one video.
+
+    Attributes:
+        num_frames: Number of frames.
+        fps: Frames per second, see `Timed`.
+        times: When each frame is shown where the rate varies, see `Timed`.
+        height: Height of a frame in pixels, as displayed.
+        width: Width of a frame in pixels, as displayed.
+    """
+
+    num_frames: int
+    fps: float
+    times: np.ndarray | None
+    height: int
+    width: int
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Frames `indices` (any order, repeats allowed) as (T, H, W, 3) uint8 RGB.
+
+        Raises:
+            IndexError: An index is outside [0, num_frames).
+            VideoError: A frame cannot be decoded.
+        """
+        ...
+
+
+def _check_indices(indices: Sequence[int] | np.ndarray, num_frames: int, name: object) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct indices in ascending order, and where each requested one is among them."""
+    requested = np.asarray(indices, dtype=np.int64)
+    if requested.ndim != 1 or not len(requested):
+        raise ValueError(f"{name}: frame indices must be a non-empty list, got shape {requested.shape}")
+    wrong = requested[(requested < 0) | (requested >= num_frames)]
+    if len(wrong):
+        raise IndexError(f"{name}: frame {wrong[0]} is outside the video, which has frames 0 to {num_frames - 1}")
+    return np.unique(requested, return_inverse=True)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

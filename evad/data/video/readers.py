@@ -1,0 +1,241 @@
+"""Frames of a video by exact index, from video files (decord or PyAV) and from folders of extracted images.
+
+Readers hold open files and native decoders, so they are never pickled: what travels to DataLoader workers is the
+small description of where the pixels are (`VideoFiles`, `FrameFolders`), and each process opens its own readers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import av
+import av.error
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from evad.data.video.clock import measured_rate
+
+try:
+    import decord
+except ImportError:  # pyproject.toml leaves it out on macOS
+    decord = None
+else:
+    decord.logging.set_level(decord.logging.QUIET)
+from evad.data.video.errors import _REENCODE, VideoError, VideoReader, _check_indices, _first_line
+
+Backend = Literal["auto", "decord", "pyav"]
+
+
+def open_video(path: str | Path, backend: Backend = "auto") -> VideoReader:
+    """Reader of one video file.
+
+    Both backends decode with one thread: clips are read by several DataLoader workers at once, and for the few frames
+    of a clip starting threads costs more than it saves.
+
+    Args:
+        path: The file.
+        backend: `auto` is decord, and PyAV where decord is not installed, cannot read the file (decord 0.6 refuses
+            some narrow ones, 48 pixels wide for example) or is not exact: in AVI files with B-frames, and in files
+            whose first frames an edit list hides, it returns neighbouring frames. The pixels are identical.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        VideoError: The file cannot be read; names the reason given by each backend.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such video file; check the data root and the file's name")
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path}: the video file is empty (0 bytes); {_REENCODE}")
+    if backend not in _READERS:
+        raise ValueError(f"video backend {backend!r} is unknown; choose one of {', '.join(_READERS)}")
+    candidates = _READERS[backend] if not (backend == "auto" and _is_avi(path)) else (PyAVReader,)
+    reasons = []
+    for candidate in candidates:
+        try:
+            return candidate(path)
+        except VideoError as error:
+            reasons.append(str(error))
+    raise VideoError("; ".join(reasons))
+
+
+def _is_avi(path: Path) -> bool:
+    with path.open("rb") as file:
+        header = file.read(12)
+    return header[:4] == b"RIFF" and header[8:] == b"AVI "
+
+
+class DecordReader:
+    """Video file decoded by decord."""
+
+    def __init__(self, path: str | Path) -> None:
+        if decord is None:
+            raise VideoError(f"{path}: decord is not installed; install it or use backend=pyav")
+        self._path = path
+        try:
+            self._reader = decord.VideoReader(str(path), num_threads=1)
+            # Read one frame now, so that a file decord opens but cannot decode is found here.
+            self.height, self.width, _ = self._reader[0].shape
+            self.num_frames = len(self._reader)
+            starts = self._reader.get_frame_timestamp(np.arange(self.num_frames))[:, 0].astype(np.float64)
+        except (RuntimeError, decord.DECORDError) as error:
+            raise VideoError(f"{path}: decord cannot read the video ({_first_line(error)}); {_REENCODE}") from error
+        self.fps = float(self._reader.get_avg_fps())
+        self.times: np.ndarray | None = None
+        if _is_avi(Path(path)):  # stores no presentation times
+            return
+        if starts[0] < 0:
+            raise VideoError(
+                f"{path}: decord miscounts frames that an edit list hides, as cutting without encoding leaves them; "
+                "use backend=pyav or auto"
+            )
+        self.fps, self.times = measured_rate(starts, self.fps)
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """See `VideoReader.read`."""
+        wanted, inverse = _check_indices(indices, self.num_frames, self._path)
+        try:
+            frames = self._reader.get_batch(wanted).asnumpy()
+        except (RuntimeError, decord.DECORDError) as error:
+            message = f"{self._path}: decord cannot decode frames {wanted.tolist()} ({_first_line(error)}); {_REENCODE}"
+            raise VideoError(message) from error
+        return frames[inverse]
+
+
+@dataclass(frozen=True)
+class _Timeline:
+    """When each frame of a file is shown, and where decoding can start.
+
+    Attributes:
+        num_frames: Number of frames.
+        pts: (num_frames,) int64, ascending presentation timestamps; None where the container's are unusable and
+            frames are counted from the beginning.
+        keyframes: (k,) int64, ascending indices of the frames decoding can start at.
+        seek: (k, 2) int64, timestamps to seek to for each of them: presentation, decoding.
+    """
+
+    num_frames: int
+    pts: np.ndarray | None
+    keyframes: np.ndarray
+    seek: np.ndarray
+
+
+@lru_cache(maxsize=4096)
+def _timeline(path: str, mtime_ns: int, size: int) -> _Timeline:
+    """Timeline of a file, kept between readers: scanning a 15-minute video takes longer than decoding a clip."""
+    with av.open(path) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        times = [(p.pts, p.pts if p.dts is None else p.dts) for p in packets if p.pts is not None]
+        # AVI stores no presentation times; what the demuxer makes up is wrong as soon as frames are reordered.
+        invented = "avi" in container.format.name and any(pts != dts for pts, dts in times)
+    usable = len({pts for pts, _ in times}) == len(packets) and any(packet.is_keyframe for packet in packets)
+    if invented or not usable:
+        with av.open(path) as container:
+            count = sum(1 for _ in container.decode(video=0))
+        return _Timeline(count, None, np.zeros(1, np.int64), np.zeros((1, 2), np.int64))
+    # Packets that an edit list hides are decoded, because others refer to them, but never shown.
+    pts = np.array(sorted(pts for (pts, _), p in zip(times, packets) if not p.is_discard), dtype=np.int64)
+    seek = np.array(sorted(time for time, p in zip(times, packets) if p.is_keyframe), dtype=np.int64).reshape(-1, 2)
+    return _Timeline(len(pts), pts, np.searchsorted(pts, seek[:, 0]), seek)
+
+
+class PyAVReader:
+    """Video file decoded by PyAV: seeks to the keyframe before the wanted frame and decodes up to its timestamp."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = str(path)
+        self._position = -1
+        self._frame: av.VideoFrame | None = None
+        self._to_rgb = VideoReformatter()  # one for all frames: it keeps its conversion tables
+        try:
+            stat = Path(path).stat()
+            self._timeline = _timeline(self._path, stat.st_mtime_ns, stat.st_size)
+            self._open()
+            rate = self._stream.average_rate or self._stream.guessed_rate
+            if not self._timeline.num_frames or not rate:
+                raise VideoError(f"{path}: the video stream has no frames; {_REENCODE}")
+            self.height, self.width, _ = self._rgb(0).shape
+        except (av.error.FFmpegError, IndexError) as error:
+            raise VideoError(f"{path}: PyAV cannot read the video ({_first_line(error)}); {_REENCODE}") from error
+        self.num_frames = self._timeline.num_frames
+        self.fps = float(rate)
+        self.times: np.ndarray | None = None
+        if self._timeline.pts is not None and self._stream.time_base is not None:
+            self.fps, self.times = measured_rate(self._timeline.pts * float(self._stream.time_base), self.fps)
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """See `VideoReader.read`."""
+        wanted, inverse = _check_indices(indices, self.num_frames, self._path)
+        try:
+            frames = np.stack([self._rgb(int(index)) for index in wanted])
+        except av.error.FFmpegError as error:
+            message = f"{self._path}: PyAV cannot decode frames {wanted.tolist()} ({_first_line(error)}); {_REENCODE}"
+            raise VideoError(message) from error
+        return frames[inverse]
+
+    def _rgb(self, index: int) -> np.ndarray:
+        """Frame `index` as (H, W, 3) uint8, upright."""
+        frame = self._decode(index)
+        image = self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        return np.rot90(image, round(frame.rotation / 90)) if frame.rotation else image
+
+    def _decode(self, index: int) -> av.VideoFrame:
+        keyframe = max(int(np.searchsorted(self._timeline.keyframes, index, side="right")) - 1, 0)
+        ahead = self._timeline.keyframes[keyframe] <= self._position <= index
+        if ahead and (frame := self._advance(index)):
+            return frame
+        # Containers index packets by presentation time (Matroska) or by decoding time (MP4), so a seek by one of the
+        # two may land behind the keyframe; starting over always works.
+        seeks = self._timeline.seek[keyframe].tolist() if self._timeline.pts is not None else []
+        for timestamp in [*seeks, None]:
+            self._restart(timestamp)
+            if frame := self._advance(index):
+                return frame
+        raise VideoError(f"{self._path}: frame {index} of {self._timeline.num_frames} is damaged; {_REENCODE}")
+
+    def _restart(self, timestamp: int | None) -> None:
+        """Place the decoder at a timestamp, or at the beginning."""
+        if timestamp is None:
+            self._open()
+        else:
+            self._container.seek(timestamp, stream=self._stream)
+            self._start()
+
+    def _open(self) -> None:
+        self._container = av.open(self._path)
+        self._stream = self._container.streams.video[0]
+        self._stream.thread_count = 1
+        self._start()
+
+    def _start(self) -> None:
+        self._position, self._frame = -1, None
+        self._frames = self._container.decode(self._stream)
+
+    def _advance(self, index: int) -> av.VideoFrame | None:
+        """Decode up to frame `index`; None if the stream jumps over it or ends before it."""
+        pts = self._timeline.pts
+        while self._position < index:
+            self._frame = next(self._frames, None)
+            if self._frame is None:
+                return None
+            self._position = self._position + 1 if pts is None else _position(pts, self._frame.pts)
+        return self._frame if self._position == index else None
+
+
+def _position(pts: np.ndarray, frame_pts: int | None) -> int:
+    """Index of a decoded frame; -1 for one that no packet announced."""
+    if frame_pts is None:
+        return -1
+    position = int(np.searchsorted(pts, frame_pts))
+    return position if position < len(pts) and pts[position] == frame_pts else -1
+
+
+_READERS: dict[str, tuple[Callable[[Path], VideoReader], ...]] = {
+    "auto": (DecordReader, PyAVReader),
+    "decord": (DecordReader,),
+    "pyav": (PyAVReader,),
+}

@@ -1,0 +1,120 @@
+"""Videos of a data set by name, and the readers a process keeps open."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+try:
+    import decord
+except ImportError:  # pyproject.toml leaves it out on macOS
+    decord = None
+else:
+    decord.logging.set_level(decord.logging.QUIET)
+from evad.data.video.errors import VideoReader
+from evad.data.video.images import FrameReader, list_frames
+from evad.data.video.readers import Backend, open_video
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+
+
+class VideoFiles:
+    """Opens the video files of a data set by video name.
+
+    Args:
+        root: Folder of the files; a video `v` is `root/v.mp4` (or .mkv, .webm, .avi, .mov).
+        backend: See `open_video`.
+    """
+
+    def __init__(self, root: str | Path, backend: Backend = "auto") -> None:
+        self.root = Path(root)
+        self.backend: Backend = backend
+        self.paths = self._list()
+
+    def _list(self) -> dict[str, str]:
+        found: dict[str, Path] = {}
+        for path in sorted(self.root.rglob("*")):
+            suffix = path.suffix.lower()
+            if suffix not in VIDEO_SUFFIXES:
+                continue
+            name = path.relative_to(self.root).with_suffix("").as_posix()
+            if name in found:
+                raise ValueError(f"{found[name]} and {path} are both video {name!r}; keep one of them")
+            found[name] = path
+        return {name: str(path) for name, path in found.items()}
+
+    def __call__(self, video: str) -> VideoReader:
+        """Reader of `video`."""
+        if video not in self.paths:
+            raise FileNotFoundError(f"video {video!r} has no file in {self.root} ({', '.join(VIDEO_SUFFIXES)})")
+        return open_video(self.paths[video], self.backend)
+
+    def missing(self, videos: Sequence[str]) -> list[str]:
+        """Those of `videos` that have no file."""
+        return [video for video in videos if video not in self.paths]
+
+
+class FrameFolders:
+    """Opens the extracted frames of a data set by video name.
+
+    Args:
+        root: Folder with one folder of images per video.
+        fps: Frames per second they were extracted at.
+        frame_lists: Image files per video, where a frame list names them; None reads the folders.
+    """
+
+    def __init__(self, root: str | Path, fps: float, frame_lists: Mapping[str, Sequence[str]] | None = None) -> None:
+        self.root = Path(root)
+        self.fps = fps
+        self.frame_lists = frame_lists
+
+    def __call__(self, video: str) -> VideoReader:
+        """Reader of `video`."""
+        if self.frame_lists is None:
+            return FrameReader(list_frames(str(self.root / video)), self.fps, video)
+        if video not in self.frame_lists:
+            raise FileNotFoundError(f"video {video!r} is not in the frame lists; add its frames to the list file")
+        return FrameReader(self.frame_lists[video], self.fps, video)
+
+    def missing(self, videos: Sequence[str]) -> list[str]:
+        """Those of `videos` that have no folder or are in no frame list."""
+        if self.frame_lists is None:
+            return [video for video in videos if not (self.root / video).is_dir()]
+        return [video for video in videos if video not in self.frame_lists]
+
+
+# Readers a forked process got from its parent. Their decoding threads exist in the parent only, and decord's
+# destructor waits for them: it hangs or aborts the process, so these readers are never released.
+_INHERITED: list[OrderedDict[str, VideoReader]] = []
+
+
+class ReaderCache:
+    """The most recently used readers of this process; pickled or forked copies start empty.
+
+    Args:
+        open_reader: Opens a video by name.
+        size: Number of readers kept open.
+    """
+
+    def __init__(self, open_reader: Callable[[str], VideoReader], size: int = 8) -> None:
+        self.open_reader = open_reader
+        self.size = size
+        self._readers: OrderedDict[str, VideoReader] = OrderedDict()
+        self._process = os.getpid()
+
+    def __call__(self, video: str) -> VideoReader:
+        """Reader of `video`, opened if it is not among the last `size` used."""
+        if self._process != os.getpid():
+            _INHERITED.append(self._readers)
+            self._readers, self._process = OrderedDict(), os.getpid()
+        reader = self._readers.pop(video, None) or self.open_reader(video)
+        self._readers[video] = reader
+        while len(self._readers) > self.size:
+            self._readers.popitem(last=False)
+        return reader
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_readers": OrderedDict()}

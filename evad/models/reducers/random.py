@@ -1,0 +1,107 @@
+"""Dropping of context tokens before the first block, at random (Table 1b, row `random`)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from evad.models.tokens import Tokens
+
+
+def num_sampled(keep_rate: float, num_tokens: int, num_protected: int) -> int:
+    """How many of the tokens that may leave enter the encoder: ceil(rho * (N - N1)) context tokens.
+
+    The paper does not say what rho counts here. Its 158.9 GFLOPs (Table 1b, ViT-B, 224 pixels, rho = 0.7) are those
+    of rho of the *context* tokens beside the whole keyframe: 158.5 by this rule. rho of all tokens, as in the pruning
+    blocks, would cost 149.7.
+    """
+    return math.ceil(keep_rate * (num_tokens - num_protected))
+
+
+class Sampling(nn.Module):
+    """Keeps every keyframe token and a share of the others, once, before the first block.
+
+    Args:
+        keep_rate: rho in (0, 1], the share of context tokens that stays.
+
+    Raises:
+        ValueError: if `keep_rate` is not one number in (0, 1].
+    """
+
+    num_extra = 0  # tokens without a grid cell that enter beside the others
+
+    def __init__(self, keep_rate: float) -> None:
+        super().__init__()
+        check_rate(keep_rate)
+        self.keep_rate = keep_rate
+
+    def num_tokens(self, num_tokens: int, num_protected: int) -> int:
+        """Tokens that enter the first block."""
+        return num_protected + num_sampled(self.keep_rate, num_tokens, num_protected)
+
+    def priority(self, tokens: Tokens, clips: Tensor) -> Tensor:
+        """(B, n) of the n tokens that may leave: those of the highest values stay, the first of equal ones."""
+        raise NotImplementedError
+
+    def forward(self, tokens: Tokens, clips: Tensor) -> Tokens:
+        """Choose among the N tokens of the complete grid of `clips` (B, 3, T, H, W)."""
+        kept = num_sampled(self.keep_rate, tokens.position.shape[1], tokens.num_protected)
+        index = self.priority(tokens, clips).argsort(dim=1, descending=True, stable=True)[:, :kept]
+        return tokens.select_context(index.sort(dim=1).values)
+
+    def extra_repr(self) -> str:
+        return f"keep_rate={self.keep_rate}"
+
+
+class RandomSampling(Sampling):
+    """A random choice of context tokens.
+
+    In training every clip draws anew, from torch's global generator as dropout does. In evaluation a generator of its
+    own seed gives every clip the same choice, so that results repeat and do not depend on the batch.
+
+    Args:
+        keep_rate: See `Sampling`.
+        seed: Of the choice in evaluation.
+    """
+
+    def __init__(self, keep_rate: float, seed: int = 0) -> None:
+        super().__init__(keep_rate)
+        self.seed = seed
+
+    def priority(self, tokens: Tokens, clips: Tensor) -> Tensor:
+        batch, total = tokens.position.shape
+        count = total - tokens.num_protected
+        if self.training:
+            return torch.rand(batch, count, device=tokens.x.device)
+        return fixed_priority(count, self.seed).to(tokens.x.device).expand(batch, -1)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, seed={self.seed}"
+
+
+@torch.compiler.assume_constant_result
+def fixed_priority(count: int, seed: int) -> Tensor:
+    """The same (count,) random numbers at every call: those of torch.rand after `manual_seed(seed)`.
+
+    They are drawn by numpy's Mersenne twister, the same one: an exported program would hold torch's generator and draw
+    on from it.
+    """
+    drawn = np.random.RandomState(seed).randint(0, 2**32, size=count, dtype=np.uint32)
+    return torch.from_numpy((drawn & (2**24 - 1)).astype(np.float32) / 2**24)
+
+
+def check_rate(keep_rate: float) -> None:
+    """One share for the whole encoder.
+
+    Raises:
+        ValueError: if it is a list, or outside (0, 1].
+    """
+    if not isinstance(keep_rate, (int, float)):
+        raise ValueError(
+            f"keep_rate {keep_rate} lists rates of blocks, but tokens are dropped once, before them: give one"
+        )
+    if not 0 < keep_rate <= 1:
+        raise ValueError(f"keep_rate {keep_rate} is outside (0, 1]")

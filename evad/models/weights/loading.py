@@ -1,0 +1,261 @@
+"""Start a detector from pretrained weights, and say exactly what became of every one of them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from evad.models.encoder import VideoTransformer
+from evad.models.evad import EVAD
+from evad.models.positions import GridPositions, resize_table, sine_cosine_table
+from evad.models.pruning import ContextOrder, TokenPruning
+from evad.models.weights.importers import TABLE, PretrainedWeights, read_pretrained
+
+# Below this share of matched encoder parameters the file is of another architecture.
+REQUIRED_SHARE = 0.95
+InitPart = Literal["model", "encoder"]
+# A fixed table may have been stored in half precision.
+_TABLE_TOLERANCE = 1e-3
+
+
+@dataclass
+class Report:
+    """What became of the weights of a file.
+
+    Attributes:
+        path: File or folder.
+        layout: Whose weights these are, in words.
+        loaded: Parameters of the model that now hold the file's values.
+        missing: Parameters that the file does not have; they keep their initial values.
+        unexpected: Names in the file that the model has no place for.
+        reshaped: `name (theirs) instead of (ours)`: parameters of another shape in the file, such as action heads of
+            another number of classes; they keep their initial values.
+        dropped: Names in the file left out on purpose.
+        notes: What else happened, in sentences.
+        encoder_loaded: How many of `loaded` belong to the encoder.
+        encoder_total: How many parameters the encoder has.
+        context_order: What the weights were trained with, and the model now uses; None: the model's is unchanged.
+    """
+
+    path: Path
+    layout: str
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    reshaped: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    encoder_loaded: int = 0
+    encoder_total: int = 0
+    context_order: ContextOrder | None = None
+
+    def summary(self) -> str:
+        """A few lines for the log; long lists below one prefix are counted instead of listed."""
+        total = len(self.loaded) + len(self.missing) + len(self.reshaped)
+        lines = [
+            f"{self.path} ({self.layout}): {self.encoder_loaded} of {self.encoder_total} encoder parameters, "
+            f"{len(self.loaded)} of {total} in all"
+        ]
+        lists = {
+            "missing, keep their initial values": self.missing,
+            "of another shape, keep their initial values": self.reshaped,
+            "unexpected, not used": self.unexpected,
+            "dropped": self.dropped,
+        }
+        lines += [f"  {len(names)} {what}: {grouped(names)}" for what, names in lists.items() if names]
+        return "\n".join(lines + [f"  {note}" for note in self.notes])
+
+
+@dataclass
+class Differences:
+    """Names and shapes by which a state dict and a model differ.
+
+    Attributes:
+        missing: In the model only.
+        unexpected: In the state dict only.
+        reshaped: In both with different shapes: name -> (theirs, ours).
+    """
+
+    missing: list[str]
+    unexpected: list[str]
+    reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+    def reshaped_lines(self) -> list[str]:
+        return [f"{name} {theirs} instead of {ours}" for name, (theirs, ours) in self.reshaped.items()]
+
+
+def compare(model: nn.Module, state: dict[str, Tensor]) -> Differences:
+    """How a state dict differs from what `model` needs; a stored position table is never unexpected."""
+    ours = model.state_dict()
+    for name, module in model.named_modules():
+        if isinstance(module, GridPositions) and f"{name}.table" in state:
+            ours[f"{name}.table"] = module.table
+    return Differences(
+        missing=[name for name in ours if name not in state],
+        unexpected=[name for name in state if name not in ours],
+        reshaped={
+            name: (tuple(state[name].shape), tuple(value.shape))
+            for name, value in ours.items()
+            if name in state and state[name].shape != value.shape
+        },
+    )
+
+
+def load_pretrained(model: EVAD, path: str | Path, part: InitPart = "model") -> Report:
+    """Start `model` from pretrained weights: of an encoder alone, or of a whole detector.
+
+    Args:
+        model: Detector as built; what the file does not have keeps its value.
+        path: Weights of VideoMAE, VideoMAE V2, Hugging Face VideoMAE, a released EVAD detector or one of ours, see
+            `evad.models.weights.reading.read_weights`.
+        part: `encoder` takes a detector's encoder alone, as if it were pretrained on another task.
+
+    Raises:
+        FileNotFoundError: if there are no weights.
+        ValueError: if the file would run code, is damaged, or is of another architecture, or `part` is unknown.
+    """
+    if part not in get_args(InitPart):
+        raise ValueError(f"init_part={part}: choose one of {', '.join(get_args(InitPart))}")
+    weights = read_pretrained(path)
+    return initialise(model, weights.encoder_only() if part == "encoder" else weights)
+
+
+def initialise(model: EVAD, weights: PretrainedWeights) -> Report:
+    """As `load_pretrained`, from weights already read."""
+    state = dict(weights.state)
+    table = state.pop(TABLE, None)
+    report = Report(weights.path, weights.layout, dropped=list(weights.dropped), notes=list(weights.notes))
+    differences = compare(model, state)
+    _check_architecture(model, weights, differences)
+
+    report.loaded = [name for name in state if name not in differences.unexpected and name not in differences.reshaped]
+    report.missing = [name for name in differences.missing if name != TABLE]
+    report.unexpected = weights.unexpected + differences.unexpected
+    report.reshaped = differences.reshaped_lines()
+    report.encoder_total = len(_encoder_names(model))
+    report.encoder_loaded = sum(name.startswith("encoder.") for name in report.loaded)
+    if table is not None:
+        report.notes.append(_use_table(model.encoder.positions, table, weights.path))
+    model.load_state_dict({name: state[name] for name in report.loaded}, strict=False)
+    if weights.context_order is not None:
+        set_context_order(model.encoder, weights.context_order)
+        report.context_order = weights.context_order
+        report.notes.append(
+            f"trained with kept tokens written back in {weights.context_order} order, as the model does now"
+        )
+    return report
+
+
+def set_context_order(encoder: VideoTransformer, order: ContextOrder) -> None:
+    """Write kept tokens back as `order` says, see `TokenPruning`."""
+    encoder.context_order = order
+    for module in encoder.modules():
+        if isinstance(module, TokenPruning):
+            module.use_order(order)
+
+
+def _encoder_names(model: EVAD) -> list[str]:
+    return [name for name in model.state_dict() if name.startswith("encoder.") and name != TABLE]
+
+
+def _check_architecture(model: EVAD, weights: PretrainedWeights, differences: Differences) -> None:
+    """Refuse an encoder that would not compute what it was trained for.
+
+    Raises:
+        ValueError: naming the first difference that matters and its remedy.
+    """
+    _check_patch_embedding(model, weights)
+    names = _encoder_names(model)
+    missing = [name for name in names if name in differences.missing]
+    matched = [name for name in names if name not in differences.missing and name not in differences.reshaped]
+    if len(matched) < REQUIRED_SHARE * len(names):
+        reshaped = [line for line in differences.reshaped_lines() if line.startswith("encoder.")]
+        raise ValueError(
+            f"{weights.path} ({weights.layout}): only {len(matched)} of {len(names)} encoder parameters match, at "
+            f"least {REQUIRED_SHARE:.0%} must; {len(missing)} are missing ({_first(missing)}), {len(reshaped)} have "
+            f"another shape ({_first(reshaped)}). Choose the model= of these weights"
+        )
+    foreign = [name for name in differences.unexpected if name.startswith("encoder.blocks.")]
+    if foreign:
+        what = "layer scale, which " if any(".gamma_" in name for name in foreign) else "parameters that "
+        raise ValueError(
+            f"{weights.path} ({weights.layout}): its blocks have {what}this encoder does not have "
+            f"({len(foreign)}: {_first(foreign)}), and without them would compute something else. Use weights of a "
+            "plain ViT of the depth of model="
+        )
+    block: Any = model.encoder.blocks[0]
+    if weights.num_heads not in (None, block.attn.num_heads):
+        raise ValueError(
+            f"{weights.path}: trained with {weights.num_heads} attention heads, the model has {block.attn.num_heads}: "
+            "set model.net.encoder.num_heads"
+        )
+
+
+def _check_patch_embedding(model: EVAD, weights: PretrainedWeights) -> None:
+    name = "encoder.patch_embed.proj.weight"
+    if name not in weights.state:
+        return
+    theirs, ours = weights.state[name].shape[2:], model.encoder.patch_embed.proj.weight.shape[2:]
+    if theirs != ours:
+        raise ValueError(
+            f"{weights.path}: patch embedding of {' x '.join(map(str, theirs))} (tubelet x patch) instead of "
+            f"{' x '.join(map(str, ours))}: use weights with these cubes, or set model.net.encoder.tubelet and "
+            "model.patch"
+        )
+
+
+def _use_table(positions: GridPositions, table: Tensor, path: Path) -> str:
+    """Give the encoder the codes its weights were trained with.
+
+    The fixed sine-cosine table of our grid is a constant of the model and dropped. Any other table is used: learned
+    codes, or those of another grid, which number their cells differently and so are no resized version of ours. Slices
+    are resized one by one to the base grid; they are taken to be square unless the table has our number of cells.
+
+    Returns:
+        What was done, in a sentence.
+
+    Raises:
+        ValueError: if the table has another width, or is no T' square slices.
+    """
+    slices, height, width = positions.base_grid
+    dim = positions.table.shape[1]
+    cells = table.shape[0]
+    if table.shape[1] != dim:
+        raise ValueError(f"{path}: position table of width {table.shape[1]}, but the encoder has {dim}")
+    table = table.to(torch.promote_types(table.dtype, torch.float32))
+    if table.shape == positions.table.shape:
+        fixed = sine_cosine_table(cells, dim).to(table)
+        if torch.allclose(table, fixed, rtol=0, atol=_TABLE_TOLERANCE):
+            return "its position table is the fixed sine-cosine one, which the model computes itself: dropped"
+        positions.replace(table)
+        return "its position table is not the fixed one: used, and saved with the model from now on"
+    side = math.isqrt(cells // slices)
+    if slices * side * side != cells:
+        raise ValueError(
+            f"{path}: position table of {cells} cells is no {slices} square slices; clips of another number of frames "
+            "or class tokens are not supported: set model.num_frames to that of the weights"
+        )
+    positions.replace(resize_table(table, (slices, side, side), (height, width)))
+    return (
+        f"its position table of {slices} x {side} x {side} cells was resized to {slices} x {height} x {width}: used, "
+        "and saved with the model from now on"
+    )
+
+
+def grouped(names: list[str], limit: int = 8) -> str:
+    """Names in one line; more than `limit` with the same first part become `part.* (count)`."""
+    counts = Counter(name.split(".")[0] for name in names)
+    shown = dict.fromkeys(
+        f"{part}.* ({counts[part]})" if counts[part := name.split(".")[0]] > limit else name for name in names
+    )
+    return ", ".join(shown)
+
+
+def _first(names: list[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "") if names else "none"

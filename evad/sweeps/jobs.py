@@ -1,0 +1,127 @@
+"""Sweeps: a job that was finished is skipped, one that broke is run again, one that fails doesn't stop the others.
+
+A sweep is a folder of run folders named by their overrides (`evad.runs.names.job_name`). Hydra starts every job of the
+command line; what is to be done with it is decided here, by the `run.json` in its folder.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch.distributed as dist
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from evad.device import release_freed_memory
+from evad.runs.files import CONFIG, WANDB_ID
+from evad.runs.names import WITHOUT_EFFECT, config_digest
+from evad.runs.record import read_record
+
+log = logging.getLogger(__name__)
+
+LOCK = ".lock"
+
+JOB = "EVAD_SWEEP_JOB"
+"""Environment variable: the job under way, for the processes that Lightning starts for further devices (DDP)."""
+
+
+def sweep_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run_dir: Path) -> float | None:
+    """Do what is left to do of one job.
+
+    Args:
+        run: Trains, records the outcome in `run.json` and returns the objective.
+        cfg: The job's configuration.
+        run_dir: The job's folder.
+
+    Returns:
+        The objective, of the earlier run if that was finished; None if the job failed: a failed trial for Optuna.
+    """
+    try:
+        with FileLock(run_dir / LOCK, timeout=0):
+            return locked_job(run, cfg, run_dir)
+    except Timeout:
+        log.warning("skipped: %s is being trained by another process", run_dir)
+        return None
+
+
+def locked_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run_dir: Path) -> float | None:
+    """`sweep_job` in the only process that may write to the folder."""
+    record = read_record(run_dir)
+    same = record.get("config") == config_digest(cfg)
+    if record.get("status") == "finished":
+        log.info("skipped: %s is finished", run_dir)
+        if not same:
+            log.warning("%s was trained with other defaults than today's; delete it to train it anew", run_dir)
+        return record.get("value")
+    if record and same and (run_dir / "checkpoints" / "last.ckpt").is_file():
+        log.info("going on with %s, which %s", run_dir, "failed" if record["status"] == "failed" else "was killed")
+        cfg = continued(cfg, run_dir)
+    elif record:
+        log.info("starting %s anew", run_dir)
+        clear(run_dir)
+    with separate_job({"hydra.run.dir": str(run_dir), "resume": cfg.resume}):
+        try:
+            return run(cfg)
+        except Exception:
+            log.exception("failed: %s; the sweep goes on", run_dir)
+            return None
+
+
+@contextmanager
+def separate_job(command: dict[str, str | None]) -> Iterator[None]:
+    """Leave nothing to the next job of the process: no garbage, whose memory would count, nothing of Lightning's DDP.
+
+    Args:
+        command: What `job_of_further_rank` needs.
+    """
+    names = (JOB, "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    before = {name: os.environ[name] for name in names if name in os.environ}
+    os.environ[JOB] = json.dumps(command)
+    try:
+        yield
+    finally:
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+        gc.collect()
+        release_freed_memory()
+
+
+def continued(cfg: DictConfig, run_dir: Path) -> DictConfig:
+    """The run's own configuration, where `init_from` may have changed something, with today's keys without effect."""
+    saved = OmegaConf.load(run_dir / CONFIG)
+    assert isinstance(saved, DictConfig)
+    for key in (*WITHOUT_EFFECT, "data.root"):
+        if (value := OmegaConf.select(cfg, key)) is not None:
+            OmegaConf.update(saved, key, value, merge=False)
+    saved.resume = str(run_dir)
+    return saved
+
+
+def job_of_further_rank() -> list[str] | None:
+    """Command line of the one job that a further device's process is to join, None for all other processes.
+
+    Lightning gives these processes the command line of the first one, which would start the whole sweep.
+    """
+    if JOB not in os.environ or "LOCAL_RANK" not in os.environ:
+        return None
+    job = json.loads(os.environ[JOB])
+    given = [f"{key}='{value}'" for key, value in job.items() if value]
+    return [*given, f"hydra.job.name=train_rank_{os.environ['LOCAL_RANK']}", "hydra.output_subdir=null"]
+
+
+def clear(run_dir: Path) -> None:
+    """Remove what an attempt left that a later one would be mistaken for."""
+    for folder in ("checkpoints", "eval"):
+        shutil.rmtree(run_dir / folder, ignore_errors=True)
+    for path in [*run_dir.glob("metrics*.csv"), run_dir / "learning_curve.png", run_dir / WANDB_ID]:
+        path.unlink(missing_ok=True)
