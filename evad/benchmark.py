@@ -2,7 +2,7 @@
 
     python -m evad.benchmark experiment=ava_vitb benchmark.sizes=[224,288] benchmark.keep_rates=[1.0,0.7]
     python -m evad.benchmark experiment=ava_vitb benchmark.time=false benchmark.json=macs.json  # counts only
-    python -m evad.benchmark experiment=ava_vitb benchmark.modes=[inference,training] benchmark.precision=bf16
+    python -m evad.benchmark experiment=ava_vitb benchmark.modes=[inference,training] trainer.precision=bf16-mixed
 
 Prints a table and writes benchmark.json, benchmark.csv, tables.md (the paper's Tables 2, 3 and 6) and, where
 training steps were timed, fig6.png (memory and step time by keep rate). Each row is measured in a process of its
@@ -32,14 +32,14 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from evad.analysis.plots import plot_training_cost
-from evad.commandline import hydra_command
-from evad.config import build_criterion, build_model, effective_keep_rate
-from evad.device import chosen_device, keep_freed_memory, peak_memory_mb, reset_peak_memory
+from evad.commandline import run_command
+from evad.device import chosen_device, peak_memory_mb, reset_peak_memory
 from evad.metrics.cost import EXTERNAL_ACTORS, executed_macs, grid_of, paper_macs, token_counts
 from evad.models.compilation import compile_layers
 from evad.models.evad import EVAD
+from evad.precision import autocast, precision_name, prepare
+from evad.runs.build import build_criterion, build_model, effective_keep_rate
 from evad.structures import Proposals, Target
-from evad.training.build import warn_of_slow_bfloat16
 
 log = logging.getLogger(__name__)
 COLUMNS = [
@@ -52,11 +52,13 @@ def benchmark(cfg: DictConfig) -> pd.DataFrame:
     """One row per mode, size and keep rate."""
     output = Path(HydraConfig.get().runtime.output_dir)
     options = cfg.benchmark
-    if str(options.precision) not in ("32", "bf16"):
-        raise ValueError(f"benchmark.precision {options.precision} is neither 32 nor bf16")
+    options.precision = precision_name(options.precision)
     if unknown := sorted(set(options.modes) - set(STEPS)):
         raise ValueError(f"benchmark.modes {', '.join(unknown)} is none of {', '.join(STEPS)}")
-    jobs = [(mode, size, rate) for mode in options.modes for size in options.sizes for rate in options.keep_rates]
+    if cfg.data.num_classes is None:  # own data: the number of AVA's outputs
+        cfg.data.num_classes = 80
+    sizes = options.sizes or [OmegaConf.select(cfg, "data.val_transform.short_side")]
+    jobs = [(mode, size, rate) for mode in options.modes for size in sizes for rate in options.keep_rates]
     rows = []
     for mode, size, rate in track(jobs, description="Measuring", disable=not options.time):
         job = cfg.copy()
@@ -138,9 +140,8 @@ def measure(config: str, size: int, mode: str) -> dict[str, float]:
     """
     cfg: Any = OmegaConf.create(config)
     device = chosen_device(cfg.trainer.accelerator)
-    if device.type == "cpu":
-        keep_freed_memory()
-    torch.manual_seed(0)
+    prepare(device, cfg.benchmark.precision, cfg.matmul_precision)
+    torch.manual_seed(cfg.seed)
     model = build_model(cfg).to(device)
     if cfg.compile:
         compile_layers(model)
@@ -149,7 +150,6 @@ def measure(config: str, size: int, mode: str) -> dict[str, float]:
     clips = torch.randn(batch, 3, cfg.model.num_frames, side, side, device=device)
     sizes = torch.full((batch, 2), size, device=device)
     run = STEPS[mode](model, cfg)
-    warn_of_slow_bfloat16(cfg.benchmark.precision, device)
     reset_peak_memory(device)
     before = peak_memory_mb(device)
     times = []
@@ -171,11 +171,6 @@ def measure(config: str, size: int, mode: str) -> dict[str, float]:
     }
 
 
-def autocast(cfg: DictConfig, device: str) -> torch.autocast:
-    """Mixed precision as the config says."""
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=cfg.benchmark.precision == "bf16")
-
-
 def external_boxes(sizes: Tensor) -> list[Proposals]:
     """What `model/localization=external` classifies: `EXTERNAL_ACTORS` boxes per clip, the first that of a target."""
     box = torch.tensor([0.1, 0.2, 0.4, 0.9], device=sizes.device) * sizes[0, 0]
@@ -189,7 +184,7 @@ def inference_step(model: nn.Module, cfg: DictConfig) -> Any:
 
     @torch.inference_mode()
     def step(clips: Tensor, sizes: Tensor) -> None:
-        with autocast(cfg, clips.device.type):
+        with autocast(cfg.benchmark.precision, clips.device.type):
             model(clips, sizes, external_boxes(sizes))
 
     return step
@@ -201,7 +196,7 @@ def encoder_step(model: EVAD, cfg: DictConfig) -> Any:
 
     @torch.inference_mode()
     def step(clips: Tensor, sizes: Tensor) -> None:
-        with autocast(cfg, clips.device.type):
+        with autocast(cfg.benchmark.precision, clips.device.type):
             model.encoder(clips)
 
     return step
@@ -217,7 +212,7 @@ def gradients_step(model: nn.Module, cfg: DictConfig) -> Any:
         boxes = torch.tensor([[0.1, 0.2, 0.4, 0.9], [0.5, 0.1, 0.8, 0.8]], device=clips.device) * sizes[0, 0]
         labels = torch.zeros(2, cfg.model.num_classes, device=clips.device)
         labels[:, 0] = 1
-        with autocast(cfg, clips.device.type):
+        with autocast(cfg.benchmark.precision, clips.device.type):
             output = model(clips, sizes, external_boxes(sizes))
             losses = criterion(output, [Target(boxes, labels)] * len(clips), sizes)
         torch.cat([losses.person, losses.l1, losses.giou, losses.action]).mean().backward()
@@ -288,7 +283,7 @@ def with_change(row: dict[Any, Any], base: dict[Any, Any], column: str, form: st
 
 def main() -> None:
     """Command line."""
-    hydra_command(benchmark)
+    run_command(benchmark, "benchmark", __doc__)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Evaluate a checkpoint on the validation set of its run.
+"""Evaluate a checkpoint on the validation set of its run, or on other data.
 
     python -m evad.eval ckpt_path=outputs/mini/.../checkpoints/best.ckpt
     python -m evad.eval ckpt_path=... model.keep_rate=0.8            # other keep rate, same weights (Fig. 7)
     python -m evad.eval --multirun ckpt_path=... model.keep_rate=1.0,0.9,0.8,0.7,0.6
 
-Model and data come from the run's config; any key can be overridden. Writes detections.csv and metrics.json, and says
-whether boxes or classes limit the detector (`evad.metrics.decomposition`; `decompose=false` leaves that out).
+    python -m evad.eval ckpt_path=... data=custom data.root=my_videos   # other data with the same classes
+
+Model and data are those of the checkpoint's run unless a key or group says otherwise. Writes detections.csv,
+metrics.json and frames/*.png, and says whether boxes or classes limit the detector (`decompose=false` leaves that out).
 """
 
 from __future__ import annotations
@@ -20,18 +22,18 @@ import lightning as L
 import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from evad.commandline import argument, hydra_command_from_run, run_of_argument
-from evad.config import effective_keep_rate, pruning_name
+from evad.commandline import run_command_on_checkpoint
 from evad.drawing.frames import draw_detections, readable_scale
 from evad.files.csv_rows import write_rows
 from evad.metrics.cost import paper_macs
 from evad.metrics.tube_map import TubeMAP
 from evad.models.postprocess import PostProcess
-from evad.runs.checkpoints import load_weights
+from evad.runs.build import build, effective_keep_rate, pruning_name
+from evad.runs.checkpoints import class_names, load_weights, run_of_checkpoint
 from evad.training.build import build_datamodule, build_module, build_trainer
 from evad.training.decomposing import DecomposingModule
 from evad.training.module import EVADModule
@@ -47,7 +49,7 @@ def evaluate(cfg: DictConfig) -> float:
     """
     output = Path(HydraConfig.get().runtime.output_dir)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    datamodule = build_datamodule(cfg)
+    datamodule = matching_datamodule(cfg)
     module = build_module(cfg)
     load_weights(module.model, cfg.ckpt_path)
     if cfg.decompose:
@@ -57,6 +59,7 @@ def evaluate(cfg: DictConfig) -> float:
     module.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU, where several GPUs gather nothing
     metric: Any = module.metric
     detections = metric.detections_frame()
+    warn_of_other_classes(cfg, datamodule)
     report = metrics_report(cfg, module, datamodule)
     if isinstance(module, DecomposingModule):
         decomposition = module.decomposition()
@@ -70,7 +73,38 @@ def evaluate(cfg: DictConfig) -> float:
     module.eval()  # Lightning left it in the mode it found it in
     draw_examples(module, datamodule, output / "frames", cfg.examples)
     log.info("%s; %s", summary(module.scores), output)
+    if report["mixed_sizes"]:
+        log.warning(
+            "clips of different sizes were padded to one size per batch, which changes their scores a little: compare "
+            "only evaluations with the same data.batch_size, or use data.batch_size=1"
+        )
     return report["mAP"]
+
+
+def matching_datamodule(cfg: DictConfig) -> Any:
+    """The data to evaluate on.
+
+    Raises:
+        ValueError: if they have another number of classes than the detector.
+    """
+    if cfg.data.num_classes is None:
+        cfg.data.num_classes = cfg.model.num_classes  # the data module compares it with what it finds
+    if cfg.data.num_classes != cfg.model.num_classes:
+        raise ValueError(
+            f"the detector scores {cfg.model.num_classes} classes, the data have {cfg.data.num_classes}: evaluate on "
+            "data with the classes it was trained for"
+        )
+    return build_datamodule(cfg)
+
+
+@rank_zero_only
+def warn_of_other_classes(cfg: DictConfig, datamodule: Any) -> None:
+    """Say so where outputs and classes of the data have different names."""
+    trained = list(class_names(run_of_checkpoint(cfg.ckpt_path), cfg.model.num_classes).values())
+    given = [datamodule.class_names.get(number, f"action {number}") for number in datamodule.class_ids]
+    different = [f"{ours!r} instead of {theirs!r}" for ours, theirs in zip(given, trained) if ours != theirs]
+    if different:
+        log.warning("%d classes of the data have other names than the detector's: %s", len(different), different[0])
 
 
 def summary(scores: dict[str, float]) -> str:
@@ -82,7 +116,7 @@ def summary(scores: dict[str, float]) -> str:
 
 def progress_only(cfg: DictConfig) -> list[Any]:
     """The config's progress bar, no other callback."""
-    return [instantiate(cfg.callbacks.progress)] if cfg.callbacks.get("progress") else []
+    return [build(cfg.callbacks.progress)] if cfg.callbacks.get("progress") else []
 
 
 def metrics_report(cfg: DictConfig, module: EVADModule, datamodule: Any) -> dict[str, Any]:
@@ -97,6 +131,8 @@ def metrics_report(cfg: DictConfig, module: EVADModule, datamodule: Any) -> dict
     report["pruning"] = pruning_name(cfg)
     clips = datamodule.collate([datamodule.val_dataset[0]]).clips
     report["gflops"] = sum(paper_macs(module.model, *clips.shape[2:]).values()) / 1e9
+    sizes = {tuple(size.tolist()) for sizes in module.metric.seen_sizes for size in sizes}  # type: ignore[union-attr]
+    report["mixed_sizes"] = len(sizes) > 1 and datamodule.batch_size > 1
     report["checkpoint"] = str(Path(cfg.ckpt_path).absolute())
     return report
 
@@ -109,12 +145,13 @@ def draw_examples(module: EVADModule, datamodule: Any, folder: Path, count: int)
     folder.mkdir(exist_ok=True)
     dataset = datamodule.val_dataset
     names = [datamodule.class_names.get(i, f"action {i}") for i in datamodule.class_ids]
+    precision = module.trainer.precision_plugin
     show = PostProcess(module.postprocess.score, person_threshold=0.5, keep_all_if_none=False)
     for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int).tolist():
         keyframe = dataset.keyframes[index]
         batch = datamodule.collate([dataset[index]]).to(module.device)
-        with torch.inference_mode():
-            found = show(module.run(batch), batch.sizes, batch.original_sizes)[0].to("cpu")
+        with torch.inference_mode(), precision.forward_context():
+            found = show(module.run(precision.convert_input(batch)), batch.sizes, batch.original_sizes)[0].to("cpu")
         frame = dataset.keyframe_image(index)
         height, width = frame.shape[:2]
         truth = [
@@ -126,11 +163,8 @@ def draw_examples(module: EVADModule, datamodule: Any, folder: Path, count: int)
 
 
 def main() -> None:
-    """Command line; the configuration is that of the checkpoint's run."""
-    checkpoint = argument("ckpt_path")
-    if checkpoint is None:
-        raise SystemExit("python -m evad.eval needs ckpt_path=<run>/checkpoints/best.ckpt")
-    hydra_command_from_run(evaluate, run_of_argument(checkpoint), output="eval/${now:%Y-%m-%d_%H-%M-%S}")
+    """Command line; model and data are those of the checkpoint's run unless others are chosen."""
+    run_command_on_checkpoint(evaluate, "eval", __doc__)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,17 +22,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from evad.commandline import argument, hydra_command_from_run, run_of_argument
-from evad.config import build_model
+from evad.commandline import run_command_on_checkpoint
 from evad.data.clips.transforms import VideoTransform
+from evad.detector import Detector
 from evad.models.evad import EVAD
 from evad.models.heads.external import ExternalBoxes
 from evad.models.postprocess import PostProcess
-from evad.runs.checkpoints import class_names, load_weights, run_of_checkpoint
+from evad.precision import autocast, prepare
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +50,19 @@ class FrameDetector(nn.Module):
     """
 
     def __init__(
-        self, model: EVAD, transform: VideoTransform, postprocess: PostProcess, size: tuple[int, int], pad_multiple: int
+        self,
+        model: EVAD,
+        transform: VideoTransform,
+        postprocess: PostProcess,
+        size: tuple[int, int],
+        pad_multiple: int,
     ) -> None:
         super().__init__()
         if isinstance(model.localization, ExternalBoxes):
-            raise ValueError("a detector on external boxes is no program of frames alone: export another one")
+            raise ValueError(
+                "this detector classifies the boxes of another one, so frames alone are not enough: export a detector "
+                "trained with model/localization=queries"
+            )
         self.model = model.requires_grad_(False)  # a program would keep what a backward pass needs
         self.transform = transform
         self.postprocess = postprocess
@@ -97,31 +102,28 @@ def export(cfg: DictConfig) -> Path:
         ValueError: if no program can be made of this detector.
         RuntimeError: if the program computes something else.
     """
-    known = {"size": None, "batch_size": 1, "device": "cpu"}
-    options = {**known, **(cfg.get("export") or {})}  # old runs have none
-    if unknown := [f"export.{key}" for key in options if key not in known]:
-        raise ValueError(f"there is no {', '.join(unknown)}; what there is: export.{', export.'.join(known)}")
-    size = options["size"]
+    options = cfg.export
+    size = options.size
     if not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise ValueError(f"export.size is {size}; give height and width of your videos: export.size=[360,640]")
     size = (size[0], size[1])
     output = Path(HydraConfig.get().runtime.output_dir)
-    names = class_names(run_of_checkpoint(cfg.ckpt_path), cfg.model.num_classes)
-    device = torch.device(options["device"])
-    model = build_model(cfg)
-    load_weights(model, cfg.ckpt_path)
-    transform = instantiate(cfg.data.val_transform, _convert_="all")
-    postprocess = instantiate(cfg.postprocess)
-    detector = FrameDetector(model, transform, postprocess, size, cfg.data.pad_multiple).to(device).eval()
+    device = torch.device(options.device)
+    prepare(device, cfg.trainer.precision, cfg.matmul_precision)
+    parts = Detector.of(cfg, cfg.ckpt_path)
+    detector = (
+        FrameDetector(parts.model, parts.transform, parts.postprocess, size, parts.collate.multiple).to(device).eval()
+    )
 
-    shape = (options["batch_size"], cfg.model.num_frames, *size, 3)
+    shape = (options.batch_size, cfg.model.num_frames, *size, 3)
     traced, others = (random_frames(shape, seed).to(device) for seed in (0, 1))
     log.info("tracing a clip of %d frames of %d x %d", shape[1], *size)
     path, draft = output / PROGRAM, output / f"draft_{PROGRAM}"
-    torch.export.save(torch.export.export(detector, (traced,)), draft)
-    difference = largest_difference(draft, detector, others)
+    with autocast(cfg.trainer.precision, device.type):  # casts become part of the program
+        torch.export.save(torch.export.export(detector, (traced,)), draft)
+    difference = largest_difference(draft, detector, others, cfg.trainer.precision)
     draft.replace(path)
-    (output / DESCRIPTION).write_text(json.dumps(describe(cfg, detector, shape, names), indent=2) + "\n")
+    (output / DESCRIPTION).write_text(json.dumps(describe(cfg, detector, shape, parts.names), indent=2) + "\n")
     megabytes = path.stat().st_size / 1e6
     log.info("%s, %.0f MB; largest difference from the model on other frames %.1e", path, megabytes, difference)
     return path
@@ -133,13 +135,15 @@ def random_frames(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def largest_difference(path: Path, detector: FrameDetector, frames: Tensor) -> float:
-    """How far the outputs of a written program, called twice, are from the detector's.
+def largest_difference(path: Path, detector: FrameDetector, frames: Tensor, precision: str = "32-true") -> float:
+    """How far the outputs of a written program, called twice, are from the detector's in the precision of the program.
 
     Raises:
         RuntimeError: if it is more than rounding.
     """
-    program, ours = torch.export.load(path).module(), detector(frames)
+    program = torch.export.load(path).module()
+    with autocast(precision, frames.device.type):
+        ours = detector(frames)
     calls = [program(frames) for _ in range(2)]
     difference = max(float((one - other).abs().max()) for theirs in calls for one, other in zip(theirs, ours))
     if not difference < 1e-3:
@@ -163,7 +167,7 @@ def describe(cfg: DictConfig, detector: FrameDetector, shape: tuple[int, ...], n
         },
         "outputs": {
             "boxes": "xyxy as fractions of width and height, one per query; without area: outside the picture",
-            "person_scores": f"queries below {cfg.predict.person_threshold:g} are no actors",
+            "person_scores": f"queries below {cfg.export.person_threshold:g} are no actors",
             "action_scores": f"one per class, {detector.postprocess.score.replace('_', ' ')}",
         },
         "classes": names,
@@ -175,14 +179,8 @@ def describe(cfg: DictConfig, detector: FrameDetector, shape: tuple[int, ...], n
 
 
 def main() -> None:
-    """Command line; the configuration is that of the checkpoint's run."""
-    checkpoint = argument("ckpt_path")
-    if checkpoint is None:
-        raise SystemExit("python -m evad.export needs ckpt_path=<run>/checkpoints/best.ckpt")
-    # The configs of older runs have no such keys.
-    sys.argv = [f"++{text}" if text.startswith("export.") else text for text in sys.argv]
-    size = "x".join(re.findall(r"\d+", argument("++export.size") or ""))
-    hydra_command_from_run(export, run_of_argument(checkpoint), output=f"export/{size}".rstrip("/"))
+    """Command line; the detector is that of the checkpoint's run."""
+    run_command_on_checkpoint(export, "export", __doc__)
 
 
 if __name__ == "__main__":

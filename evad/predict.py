@@ -13,26 +13,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.progress import track
 
-from evad.commandline import argument, hydra_command_from_run, run_of_argument
-from evad.config import build_model
-from evad.data.clips.collate import PaddingCollate
-from evad.data.clips.sampling import ClipSampler
-from evad.data.clips.transforms import VideoTransform
+from evad.commandline import argument, run_command_on_checkpoint
 from evad.data.video.clock import second_at, shown_at
 from evad.data.video.errors import VideoReader
 from evad.data.video.readers import open_video
-from evad.device import chosen_device, keep_freed_memory
+from evad.detector import Detector
+from evad.device import chosen_device
 from evad.drawing.frames import draw_detections, readable_scale
 from evad.drawing.video import write_video
 from evad.models.postprocess import PostProcess
-from evad.runs.checkpoints import class_names, load_weights, run_of_checkpoint
-from evad.structures import Clip, Detections, Target
+from evad.precision import prepare
+from evad.structures import Detections
 
 log = logging.getLogger(__name__)
 
@@ -44,28 +39,18 @@ def predict(cfg: DictConfig) -> Path:
         The annotated file.
     """
     output = Path(HydraConfig.get().runtime.output_dir)
-    names = class_names(run_of_checkpoint(cfg.ckpt_path), cfg.model.num_classes)
     device = chosen_device(cfg.trainer.accelerator)
-    if device.type == "cpu":
-        keep_freed_memory()
-    model = build_model(cfg)
-    load_weights(model, cfg.ckpt_path)
-    model.to(device).eval()
+    prepare(device, cfg.trainer.precision, cfg.matmul_precision)
+    detector = Detector.of(cfg, cfg.ckpt_path).to(device)
+    # An empty frame stays empty: the released rule, all queries if none is above the threshold, is for evaluation.
+    detector.postprocess = PostProcess(cfg.postprocess.score, cfg.predict.person_threshold, keep_all_if_none=False)
+    names = detector.names
 
     reader = open_video(cfg.video)
     keyframes = keyframe_indices(reader, cfg.predict.keyframes_per_second)
-    # Nobody asked for actors that are not there: the released fallback to all queries is off.
-    postprocess = PostProcess(cfg.postprocess.score, cfg.predict.person_threshold, keep_all_if_none=False)
-    sampler = instantiate(cfg.data.sampler)
-    transform = instantiate(cfg.data.val_transform, _convert_="all")
-    collate = PaddingCollate(cfg.data.pad_multiple)
     found = {}
     for index in track(keyframes, description="Detecting"):
-        clip = read_clip(reader, index, sampler, transform, cfg.model.num_classes)
-        batch = collate([clip]).to(device)
-        with torch.inference_mode():
-            detected = postprocess(model(batch.clips, batch.sizes), batch.sizes, batch.original_sizes)[0]
-        found[index] = detected.to("cpu")
+        (found[index],) = detector.detect([detector.read_clip(reader, index)])
 
     seconds = second_at(reader, np.arange(reader.num_frames, dtype=np.float64))
     write_detections(output / "detections.csv", found, names, seconds)
@@ -91,16 +76,6 @@ def keyframe_indices(reader: VideoReader, per_second: float) -> list[int]:
     else:
         instants = shown_at(reader, np.arange(0, reader.times[-1], 1 / per_second))
     return sorted({0, *(int(index) for index in instants)})
-
-
-def read_clip(
-    reader: VideoReader, index: int, sampler: ClipSampler, transform: VideoTransform, num_classes: int
-) -> Clip:
-    """The clip around frame `index`, sampled at the training clock and transformed as in validation."""
-    frames = reader.read(sampler.around(index, reader))
-    clip, _ = transform(frames, np.zeros((0, 4)))
-    target = Target(torch.zeros(0, 4), torch.zeros(0, num_classes))
-    return Clip(clip, target, torch.tensor(index), torch.tensor(frames.shape[1:3]))
 
 
 def annotated_frames(
@@ -132,13 +107,10 @@ def write_detections(path: Path, found: dict[int, Detections], names: dict[str, 
 
 
 def main() -> None:
-    """Command line; the configuration is that of the checkpoint's run."""
-    checkpoint, video = argument("ckpt_path"), argument("video")
-    if checkpoint is None or video is None:
-        raise SystemExit("python -m evad.predict needs ckpt_path=<run>/checkpoints/best.ckpt and video=<file>")
-    if not Path(video).is_file():
+    """Command line; the detector is that of the checkpoint's run."""
+    if (video := argument("video")) and not Path(video).is_file():
         raise SystemExit(f"video: there is no file {video}")
-    hydra_command_from_run(predict, run_of_argument(checkpoint), output=f"predict/{Path(video).stem}")
+    run_command_on_checkpoint(predict, "predict", __doc__, needs=("ckpt_path", "video"))
 
 
 if __name__ == "__main__":

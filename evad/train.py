@@ -16,19 +16,20 @@ from typing import Any
 
 import lightning as L
 import torch
-import wandb
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from evad.analysis.plots import plot_learning_curve
-from evad.commandline import argument, hydra_command, hydra_command_from_run
-from evad.config import is_sweep, pruning_name, unread_overrides
+from evad.commandline import argument, quoted, run_command, store_run
+from evad.config import is_sweep
 from evad.data.annotations.findings import require_sound
 from evad.data.check.quick import quick_check
 from evad.models.weights.importers import OUR_RUN
 from evad.models.weights.loading import load_pretrained
+from evad.runs.build import pruning_name
 from evad.runs.checkpoints import run_of_checkpoint
+from evad.runs.config import read_config
 from evad.runs.files import CONFIG, metric_files, read_metrics
 from evad.runs.names import config_digest, is_without_effect, split_override
 from evad.runs.record import read_record, recorded, save_config
@@ -49,8 +50,6 @@ def run(cfg: DictConfig) -> float | None:
     """One run, with a record of how it went."""
     hydra = HydraConfig.get()
     run_dir = Path(hydra.runtime.output_dir)
-    for override in unread_overrides(cfg, hydra.overrides.task):
-        log.warning("%s has no effect: the chosen parts of the model do not read it", override)
     overrides, digest = list(hydra.overrides.task), config_digest(cfg)
     if cfg.resume:
         overrides, digest = as_before(earlier := read_record(run_dir), overrides, digest)
@@ -89,7 +88,9 @@ def keep_earlier_config(cfg: DictConfig, run_dir: Path) -> None:
         number = len(list(run_dir.glob("config.*[0-9].yaml")))
         (run_dir / CONFIG).replace(run_dir / f"config.{number}.yaml")
     changed = cfg.copy()
-    changed.resume = None
+    with open_dict(changed):
+        changed.pop("run_dir", None)
+        changed.resume = None
     absolute_paths(changed)
     save_config(changed, run_dir)
 
@@ -102,14 +103,12 @@ def train(cfg: DictConfig, run_dir: Path) -> float | None:
     """
     resume = find_checkpoint(Path(cfg.resume)) if cfg.resume else None
     absolute_paths(cfg)
+    datamodule = build_datamodule(cfg)
     if resume is None:
         save_config(cfg, run_dir)
     else:
         keep_earlier_metrics(run_dir, resume)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
-    torch.set_float32_matmul_precision("high")
-
-    datamodule = build_datamodule(cfg)
     if cfg.check and resume is None:
         check_annotations(datamodule)
     module = build_module(cfg)
@@ -160,7 +159,7 @@ def initialise_from(cfg: DictConfig, module: EVADModule, run_dir: Path) -> None:
 def warn_of_other_order(cfg: DictConfig) -> None:
     """Say so where a run's decoder goes on with tokens in another order than it was trained with."""
     try:
-        theirs = OmegaConf.load(run_of_checkpoint(cfg.init_from) / CONFIG).model.get("context_order")
+        theirs = read_config(run_of_checkpoint(cfg.init_from)).model.get("context_order")
     except FileNotFoundError:  # weights without their run
         return
     if theirs not in (None, cfg.model.context_order):
@@ -173,7 +172,8 @@ def warn_of_other_order(cfg: DictConfig) -> None:
 
 def finish_wandb() -> None:
     """Close the W&B run, so that the next job of a sweep gets its own, also after a failure."""
-    if wandb.run is not None:
+    wandb: Any = sys.modules.get("wandb")  # there if a logger uses it
+    if wandb is not None and wandb.run is not None:
         wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
 
 
@@ -190,7 +190,7 @@ def flat_parameters(cfg: DictConfig) -> dict[str, object]:
     """The choices that distinguish runs, for the loggers' hyperparameter tables."""
     model, data = cfg.model, cfg.data
     keys = ("keep_rate", "w_kf", "roi_extension", "decoder_depth", "context_order", "keyframe", "decoder_input", "fill")
-    given = {key: model[key] for key in keys if key in model}  # runs of earlier versions have fewer
+    given = {key: model[key] for key in keys if key in model}  # some belong to one classifier
     chosen = {f"model/{key}": value if not hasattr(value, "__len__") else str(value) for key, value in given.items()}
     return {
         **chosen,
@@ -234,19 +234,19 @@ def keep_earlier_metrics(run_dir: Path, checkpoint: Path) -> None:
 
 
 def main() -> None:
-    """Command line: `resume=` takes the configuration from that run."""
+    """Command line: with `resume=` the configuration is that of the run."""
     if (joined := job_of_further_rank()) is not None:
-        sys.argv[1:] = joined
-        hydra_command_from_run(run, Path(argument("hydra.run.dir") or "."), output=".")
+        store_run(Path(joined["hydra.run.dir"]))
+        further = [quoted(key, value) for key, value in joined.items()]
+        run_command(run, "resume", __doc__, [*further, "hydra.output_subdir=null"])
         return
     resume = argument("resume")
-    if resume is None:
-        hydra_command(job)
-        return
-    run_dir = Path(resume).absolute()
-    if not (run_dir / CONFIG).is_file():
-        raise SystemExit(f"resume: {run_dir} is no run folder, it has no {CONFIG}")
-    hydra_command_from_run(job, run_dir, output=".")
+    if resume is not None:
+        try:
+            store_run(Path(resume).absolute())
+        except (FileNotFoundError, ValueError) as error:
+            raise SystemExit(f"resume: {error}") from error
+    run_command(job, "train" if resume is None else "resume", __doc__)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
 
-from evad.config import build_model
 from evad.models.evad import EVAD
+from evad.runs.build import build_model
 from evad.runs.checkpoints import load_weights
+from evad.runs.config import read_config
 from evad.runs.files import CONFIG
 from evad.structures import Batch
 from evad.training.build import build_datamodule
@@ -66,17 +66,16 @@ def open_run(run: str | Path) -> OpenRun:
 
     Raises:
         FileNotFoundError: if the run has no configuration or checkpoint, or its data is not where it was.
+        ValueError: if its configuration is refused, see `evad.runs.build`.
     """
     path = Path(run)
-    if not (path / CONFIG).is_file():
-        raise FileNotFoundError(f"{path} has no {CONFIG}: give a run folder of evad.train")
+    config = read_config(path)
     candidates = [path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
     checkpoint = next(filter(Path.is_file, candidates), None)
     if checkpoint is None:
         raise FileNotFoundError(
             f"{path} has no checkpoints/best.ckpt or last.ckpt: its tokens cannot be computed again"
         )
-    config: Any = OmegaConf.load(path / CONFIG)
     root = Path(config.data.root)
     if not root.is_dir():
         raise FileNotFoundError(

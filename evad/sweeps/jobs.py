@@ -20,7 +20,8 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from evad.device import release_freed_memory
-from evad.runs.files import CONFIG, WANDB_ID
+from evad.runs.config import read_config
+from evad.runs.files import WANDB_ID
 from evad.runs.names import WITHOUT_EFFECT, config_digest
 from evad.runs.record import read_record
 
@@ -58,13 +59,13 @@ def locked_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run_d
     if record.get("status") == "finished":
         log.info("skipped: %s is finished", run_dir)
         if not same:
-            log.warning("%s was trained with other defaults than today's; delete it to train it anew", run_dir)
+            log.warning("%s was trained with other defaults than today's; delete it to train it again", run_dir)
         return record.get("value")
     if record and same and (run_dir / "checkpoints" / "last.ckpt").is_file():
-        log.info("going on with %s, which %s", run_dir, "failed" if record["status"] == "failed" else "was killed")
+        log.info("resuming %s, which %s", run_dir, "failed" if record["status"] == "failed" else "was killed")
         cfg = continued(cfg, run_dir)
     elif record:
-        log.info("starting %s anew", run_dir)
+        log.info("starting %s again", run_dir)
         clear(run_dir)
     with separate_job({"hydra.run.dir": str(run_dir), "resume": cfg.resume}):
         try:
@@ -97,26 +98,25 @@ def separate_job(command: dict[str, str | None]) -> Iterator[None]:
 
 
 def continued(cfg: DictConfig, run_dir: Path) -> DictConfig:
-    """The run's own configuration, where `init_from` may have changed something, with today's keys without effect."""
-    saved = OmegaConf.load(run_dir / CONFIG)
-    assert isinstance(saved, DictConfig)
-    for key in (*WITHOUT_EFFECT, "data.root"):
+    """The run's own configuration, which `init_from` may have changed, with today's values of keys without effect."""
+    saved = read_config(run_dir)
+    for key in (*WITHOUT_EFFECT, "data.root", "trust"):
         if (value := OmegaConf.select(cfg, key)) is not None:
             OmegaConf.update(saved, key, value, merge=False)
     saved.resume = str(run_dir)
     return saved
 
 
-def job_of_further_rank() -> list[str] | None:
-    """Command line of the one job that a further device's process is to join, None for all other processes.
+def job_of_further_rank() -> dict[str, str] | None:
+    """Overrides of the one job that a further device's process is to join, None for all other processes.
 
     Lightning gives these processes the command line of the first one, which would start the whole sweep.
     """
     if JOB not in os.environ or "LOCAL_RANK" not in os.environ:
         return None
     job = json.loads(os.environ[JOB])
-    given = [f"{key}='{value}'" for key, value in job.items() if value]
-    return [*given, f"hydra.job.name=train_rank_{os.environ['LOCAL_RANK']}", "hydra.output_subdir=null"]
+    name = f"train_rank_{os.environ['LOCAL_RANK']}"
+    return {**{key: value for key, value in job.items() if value}, "hydra.job.name": name}
 
 
 def clear(run_dir: Path) -> None:

@@ -1,27 +1,23 @@
-"""From a composed config to the objects of a run."""
+"""From a composed configuration to the objects of a run."""
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
+from typing import Any
 
 import lightning as L
-import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from evad.config import build_criterion, build_model
-from evad.device import keep_freed_memory
+from evad.data.clips.datamodule import ActionDataModule
+from evad.precision import prepare
+from evad.runs.build import build, build_criterion, build_model, build_part
 from evad.training.module import EVADModule
-
-log = logging.getLogger(__name__)
 
 
 def absolute_paths(cfg: DictConfig) -> None:
-    """Make paths absolute and counted classes a number, so that the saved config works from any directory."""
+    """Make paths absolute, so that the saved configuration works from any directory."""
     with open_dict(cfg):
         cfg.paths.data = str(Path(cfg.paths.data).absolute())
-        cfg.data.num_classes = cfg.data.num_classes
         if not OmegaConf.is_interpolation(cfg.data, "root"):
             cfg.data.root = str(Path(cfg.data.root).absolute())
         if cfg.init_from:
@@ -29,46 +25,45 @@ def absolute_paths(cfg: DictConfig) -> None:
 
 
 def build_module(cfg: DictConfig) -> EVADModule:
-    """The LightningModule the config describes."""
+    """The LightningModule that a configuration describes."""
     return EVADModule(
         model=build_model(cfg),
         criterion=build_criterion(cfg),
-        recipe=instantiate(cfg.recipe),
-        postprocess=instantiate(cfg.postprocess),
+        recipe=build_part(cfg, "recipe"),
+        postprocess=build_part(cfg, "postprocess"),
         protocol=cfg.protocol,
         compile=cfg.compile,
     )
 
 
-def build_datamodule(cfg: DictConfig) -> L.LightningDataModule:
-    """The DataModule the config describes."""
-    return instantiate(cfg.data)
+def build_datamodule(cfg: DictConfig) -> ActionDataModule:
+    """The DataModule that a configuration describes; `data.num_classes` becomes a number where it was null.
+
+    Raises:
+        ValueError, OSError: if classes have to be counted in annotations that cannot be read.
+    """
+    datamodule = build_part(cfg, "data")
+    if cfg.data.num_classes is None:
+        cfg.data.num_classes = datamodule.count_classes()
+    return datamodule
 
 
-def build_trainer(cfg: DictConfig, **changes: object) -> L.Trainer:
-    """Trainer with the config's callbacks and loggers.
+def build_trainer(cfg: DictConfig, **changes: Any) -> L.Trainer:
+    """Trainer with the configuration's callbacks and loggers, on a device made ready for it.
 
     Args:
-        cfg: Composed config.
-        **changes: Trainer arguments that replace the config's.
+        cfg: Composed configuration.
+        **changes: Trainer arguments that replace the configuration's.
     """
-    options: dict = {
-        "callbacks": [instantiate(callback) for callback in cfg.callbacks.values() if callback],
-        "logger": [instantiate(logger) for logger in cfg.logger.values() if logger],
-        "enable_progress_bar": bool(cfg.callbacks.get("progress")),  # else Lightning would add one of its own
-    }
-    trainer = instantiate(cfg.trainer, **{**options, **changes}, _convert_="partial")
-    warn_of_slow_bfloat16(cfg.trainer.precision, trainer.strategy.root_device)
-    if trainer.strategy.root_device.type == "cpu":
-        keep_freed_memory()
+    trust = cfg.get("trust")
+    callbacks = changes.pop("callbacks", None)
+    if callbacks is None:
+        callbacks = [build(callback, trust) for callback in cfg.callbacks.values() if callback]
+    if "logger" not in changes:
+        changes["logger"] = [build(logger, trust) for logger in cfg.logger.values() if logger]
+    options: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
+    progress = bool(cfg.callbacks.get("progress"))  # else Lightning would add a progress bar of its own
+    make = build({**options, "_partial_": True}, trust)
+    trainer = make(callbacks=callbacks, enable_progress_bar=progress, **changes)
+    prepare(trainer.strategy.root_device, cfg.trainer.precision, cfg.matmul_precision)
     return trainer
-
-
-def warn_of_slow_bfloat16(precision: str | int, device: torch.device) -> None:
-    """Say so where bfloat16 was chosen on a processor that has to emulate it: hundreds of times slower than float32."""
-    if "bf16" in str(precision) and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
-        log.warning(
-            "precision %s on a processor without AVX-512: its bfloat16 matrix products are emulated and may take "
-            "hundreds of times as long as float32; use precision 32 here",
-            precision,
-        )

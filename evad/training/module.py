@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -192,6 +193,8 @@ class EVADModule(L.LightningModule):
         batch_size = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
         return batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
-    def steps_per_epoch(self) -> float:
-        """Optimizer steps per epoch."""
-        return self.trainer.estimated_stepping_batches / max(self.trainer.max_epochs or 1, 1)
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per epoch, however long the training is."""
+        if self.trainer.train_dataloader is None:
+            self.trainer.fit_loop.setup_data()
+        return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)

@@ -15,18 +15,14 @@ import sys
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig
-from omegaconf.errors import InterpolationResolutionError
 from rich.console import Console
 
-from evad.commandline import hydra_command
-from evad.data.check.full import (
-    full_check,
-)
+from evad.commandline import run_command
+from evad.data.check.full import full_check
 from evad.data.check.quick import unreadable
 from evad.data.check.report import Example, Report, draw_sheet, print_report, write_json
-from evad.training.build import build_datamodule
+from evad.runs.build import build_part
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +31,12 @@ def check(cfg: DictConfig) -> bool:
     """Check the data set of a configuration; True if it is sound."""
     output = Path(HydraConfig.get().runtime.output_dir)
     try:
-        datamodule = build_datamodule(cfg)
-    except (InterpolationResolutionError, InstantiationException, ValueError, OSError) as error:
+        datamodule = build_part(cfg, "data")
+    except (ValueError, OSError) as error:
         report = Report(str(cfg.data.root), {}, [], [unreadable(error)])
         examples: list[Example] = []
     else:
-        report, examples = full_check(datamodule)  # type: ignore[arg-type]
+        report, examples = full_check(datamodule)
     print_report(report, Console())
     write_json(report, output / "report.json")
     if examples:
@@ -50,15 +46,13 @@ def check(cfg: DictConfig) -> bool:
 
 
 def main() -> None:
-    """Command line; the output goes to outputs/check unless hydra.run.dir says otherwise."""
-    if not any(argument.startswith("hydra.run.dir=") for argument in sys.argv):
-        sys.argv.append("hydra.run.dir='outputs/check/${now:%Y-%m-%d_%H-%M-%S}'")
+    """Command line; the exit code is 1 if training would be wrong."""
     verdicts: list[bool] = []
 
     def run(cfg: DictConfig) -> None:
         verdicts.append(check(cfg))  # Hydra drops what a job returns
 
-    hydra_command(run)
+    run_command(run, "check", __doc__)
     sys.exit(0 if all(verdicts) else 1)
 
 

@@ -1,0 +1,93 @@
+"""A trained detector for use: from a checkpoint to the actors of a video's frames."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from evad.data.clips.collate import PaddingCollate
+from evad.data.clips.sampling import ClipSampler
+from evad.data.clips.transforms import VideoTransform
+from evad.data.video.errors import VideoReader
+from evad.models.evad import EVAD
+from evad.models.postprocess import PostProcess
+from evad.precision import autocast
+from evad.runs.build import build_model, build_part
+from evad.runs.checkpoints import class_names, load_weights, run_of_checkpoint
+from evad.structures import Clip, Detections, Target
+
+
+@dataclass
+class Detector:
+    """A detector with everything that belongs to its input and output.
+
+    Attributes:
+        model: The network, in evaluation mode.
+        sampler: Chooses the frames of a clip.
+        transform: Resizes and normalises them, as in validation.
+        postprocess: Turns outputs into detections.
+        collate: Pads clips to a batch.
+        names: Action id -> name of every model output.
+        precision: As `trainer.precision`: 32-true, bf16-mixed or 16-mixed.
+    """
+
+    model: EVAD
+    sampler: ClipSampler
+    transform: VideoTransform
+    postprocess: PostProcess
+    collate: PaddingCollate
+    names: dict[str, str]
+    precision: str = "32-true"
+
+    @classmethod
+    def of(cls, cfg: DictConfig, checkpoint: str | Path) -> Detector:
+        """The detector that a checkpoint and its run's configuration make, on the CPU.
+
+        Args:
+            cfg: Whole configuration, as composed.
+            checkpoint: Inside its run folder.
+
+        Raises:
+            FileNotFoundError: if there is no checkpoint or run.
+            ValueError: if the weights do not fit the configuration, or it names classes that are not built.
+        """
+        model = build_model(cfg)
+        load_weights(model, checkpoint)
+        return cls(
+            model=model.eval(),
+            sampler=build_part(cfg, "data.sampler"),
+            transform=build_part(cfg, "data.val_transform"),
+            postprocess=build_part(cfg, "postprocess"),
+            collate=PaddingCollate(cfg.data.pad_multiple),
+            names=class_names(run_of_checkpoint(checkpoint), cfg.model.num_classes),
+            precision=str(cfg.trainer.precision),
+        )
+
+    def to(self, device: torch.device) -> Detector:
+        """Move the network."""
+        self.model.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.model.parameters()).device
+
+    def read_clip(self, reader: VideoReader, frame: int) -> Clip:
+        """The clip around a frame of a video: sampled at the training clock, transformed as in validation."""
+        frames = reader.read(self.sampler.around(frame, reader))
+        clip, _ = self.transform(frames, np.zeros((0, 4)))
+        nobody = Target(torch.zeros(0, 4), torch.zeros(0, len(self.names)))
+        return Clip(clip, nobody, torch.tensor(frame), torch.tensor(frames.shape[1:3]))
+
+    @torch.inference_mode()
+    def detect(self, clips: list[Clip]) -> list[Detections]:
+        """The actors in each clip's keyframe, boxes in pixels of the video, on the CPU."""
+        batch = self.collate(clips).to(self.device)
+        with autocast(self.precision, self.device.type):
+            output = self.model(batch.clips, batch.sizes)
+        return [found.to("cpu") for found in self.postprocess(output, batch.sizes, batch.original_sizes)]
