@@ -89,8 +89,8 @@ def tiny_model() -> Callable[..., EVAD]:
 
 @pytest.fixture
 def tiny_config() -> Callable[..., Any]:
-    """`tiny_config(*overrides)`: the composed configuration of the tiny detector."""
-    return lambda *overrides: load_config([*TINY, *overrides])
+    """`tiny_config(*overrides, command="train")`: the composed configuration of the tiny detector."""
+    return lambda *overrides, command="train": load_config([*TINY, *overrides], command)
 
 
 @pytest.fixture

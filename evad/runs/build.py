@@ -68,7 +68,7 @@ class RefusedTargetError(ValueError):
     """A configuration names a class or function that is not built."""
 
 
-def build(config: Any, trust: str | Sequence[str] | None = None) -> Any:
+def build(config: Any, trust: str | Sequence[str] | None = None, key: str = "") -> Any:
     """The object that a node of a configuration describes, its parts first.
 
     All targets are checked before the first one is imported.
@@ -77,23 +77,24 @@ def build(config: Any, trust: str | Sequence[str] | None = None) -> Any:
         config: Dictionary with `_target_`, or lists and dictionaries of such; OmegaConf containers are resolved.
         trust: Modules of the user whose classes and functions may be built as well, such as `my_package.models`.
             Only a command line may give them, never a file.
+        key: Where the node stands in its configuration, for messages.
 
     Raises:
         RefusedTargetError: if a target is neither in `ALLOWED` nor trusted, with its key; nothing was run.
         ValueError: if a class does not take one of its arguments, or needs one that is missing.
     """
     tree = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
-    require_allowed(tree, trust)
-    return _made(tree, "")
+    require_allowed(tree, trust, key)
+    return _made(tree, key)
 
 
-def require_allowed(tree: Any, trust: str | Sequence[str] | None = None) -> None:
+def require_allowed(tree: Any, trust: str | Sequence[str] | None = None, key: str = "") -> None:
     """Check every target in nested dictionaries and lists; arguments and errors as for `build`."""
     trusted = [trust] if isinstance(trust, str) else list(trust or ())
-    for key, target in targets(tree):
+    for place, target in targets(tree, key):
         if not is_allowed(target, trusted):
             raise RefusedTargetError(
-                f"{key or 'the configuration'} names {target!r}, which is refused: only classes of this package are "
+                f"{place or 'the configuration'} names {target!r}, which is refused: only classes of this package are "
                 f"built, and nothing was run. If it is yours, add trust={str(target).rpartition('.')[0]} to the command"
             )
 
@@ -155,7 +156,7 @@ def _found(target: str) -> Any:
 
 def build_part(cfg: DictConfig, key: str) -> Any:
     """The object at a dotted key of a whole configuration, which may say by `trust` which other modules to use."""
-    return build(OmegaConf.select(cfg, key), cfg.get("trust"))
+    return build(OmegaConf.select(cfg, key), cfg.get("trust"), key)
 
 
 def build_model(cfg: DictConfig) -> Any:

@@ -57,14 +57,14 @@ def read_config(run_dir: str | Path) -> DictConfig:
         raise RefusedConfigError(f"{path} has {path.stat().st_size} bytes; a configuration has at most {LARGEST_FILE}")
     try:
         config = OmegaConf.load(path)
-        tree = OmegaConf.to_container(config)
+        tree: Any = OmegaConf.to_container(config)
     except Exception as error:  # the YAML reader has errors of many kinds
         raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(config, DictConfig):
         raise ValueError(f"{path} holds a list, not the keys of a configuration")
     for key in ("hydra", "trust", "defaults"):
         config.pop(key, None)
-        tree.pop(key, None)  # type: ignore[union-attr]
+        tree.pop(key, None)
     for key, value in texts(tree):
         check_interpolations(path, key, value)
     return config

@@ -79,11 +79,19 @@ class CosineSchedule:
         warmup_epochs: Length of the warm-up.
         warmup_factor: Share of the lr at step 0.
         final_factor: Share of the lr at the end.
+
+    Raises:
+        ValueError: if `max_epochs` is not above 0, as that of an endless training.
     """
 
     def __init__(
         self, max_epochs: float, warmup_epochs: float = 1, warmup_factor: float = 0.01, final_factor: float = 0.0
     ) -> None:
+        if max_epochs <= 0:
+            raise ValueError(
+                f"a cosine schedule of {max_epochs} epochs has no end: set recipe.schedule.max_epochs, or choose "
+                "recipe/schedule=step"
+            )
         self.max_epochs, self.warmup_epochs = max_epochs, warmup_epochs
         self.warmup_factor, self.final_factor = warmup_factor, final_factor
 
