@@ -224,13 +224,13 @@ def is_file_name(code):
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
 def test_settings_named_in_a_page_exist(page):
     for code in inline_code(page):
-        if setting := re.fullmatch(r"([a-z_][\w./]*)=(\S+)", code):
-            key, value = setting.groups()
+        parts = [re.fullmatch(r"'?([a-z_][\w./]*)=(\S+)", part) for part in code.split()]
+        for key, value in (part.groups() for part in parts if part) if all(parts) else ():
             if (conf_dir() / key).is_dir():
                 assert "..." in value or (conf_dir() / key / f"{value}.yaml").is_file(), code
             else:
                 assert key in all_keys() or key.startswith("hydra.") or key in (*COMMAND_LINE_ONLY, *PENDING), code
-        elif re.fullmatch(rf"({TOP_KEYS})\.\w+(\.\w+)*", code) and not is_file_name(code):
+        if re.fullmatch(rf"({TOP_KEYS})\.\w+(\.\w+)*", code) and not is_file_name(code):
             assert code in all_keys(), code
         elif re.fullmatch(r"(model|recipe)/\w+", code):
             assert (conf_dir() / code).is_dir(), code
