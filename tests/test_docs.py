@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,7 @@ def quoted(override):
 
 
 def combinations(overrides):
-    """Override lists that hold every value of a sweep at least once."""
+    """Override lists that hold every choice of a swept group at least once, and of a swept key one value."""
     columns = []
     for override in OverridesParser.create().parse_overrides(overrides):
         if not override.is_sweep_override():
@@ -107,7 +108,8 @@ def combinations(overrides):
         elif override.is_interval_sweep():
             columns.append([f"{override.key_or_group}={override.value().start}"])
         else:
-            columns.append([f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()])
+            values = [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
+            columns.append(values if (conf_dir() / override.key_or_group).is_dir() else values[:1])
     longest = max(map(len, columns), default=1)
     return [[column[min(i, len(column) - 1)] for column in columns] for i in range(longest)]
 
@@ -206,11 +208,10 @@ def keys_of(cfg):
 @cache
 def all_keys():
     """Keys that some choice of data and model has, of any command."""
-    options = {group: [path.stem for path in sorted((conf_dir() / group).glob("*.yaml"))] for group in GROUPS}
-    found = set().union(*(keys_of(composed(config_name(command))) for command in COMMANDS.values()))
-    return found.union(
-        *(keys_of(composed("train", f"{group}={option}")) for group in options for option in options[group])
-    )
+    options = [[f"{group}={path.stem}" for path in (conf_dir() / group).glob("*.yaml")] for group in GROUPS]
+    choices = [[choice for choice in row if choice] for row in zip_longest(*options)]
+    configs = [composed(config_name(command)) for command in COMMANDS.values()]
+    return set().union(*map(keys_of, [*configs, *(composed("train", *row) for row in choices)]))
 
 
 GROUPS = ("data", "model/classifier", "model/localization", "recipe", "trainer", "logger")
