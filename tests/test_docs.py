@@ -208,7 +208,7 @@ def keys_of(cfg):
 @cache
 def all_keys():
     """Keys that some choice of data and model has, of any command."""
-    options = [[f"{group}={path.stem}" for path in (conf_dir() / group).glob("*.yaml")] for group in GROUPS]
+    options = [[f"{group}={path.stem}" for path in sorted((conf_dir() / group).glob("*.yaml"))] for group in GROUPS]
     choices = [[choice for choice in row if choice] for row in zip_longest(*options)]
     configs = [composed(config_name(command)) for command in COMMANDS.values()]
     return set().union(*map(keys_of, [*configs, *(composed("train", *row) for row in choices)]))
