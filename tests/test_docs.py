@@ -18,8 +18,10 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from evad.commandline import store_run
 from evad.config import build_model, conf_dir, load_config
 from evad.metrics.cost import paper_macs
+from evad.training.build import absolute_paths
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -45,10 +47,16 @@ FIXTURES = {
 }
 # The commands quote these values themselves, so that they may hold any character.
 FILE_KEYS = ("ckpt_path", "video", "resume", "data.frame_pattern")
-# Given on the command line alone; no key of a file.
-COMMAND_LINE_ONLY = ("trust",)
-# Keys described ahead of the commands' own configuration files; checked as soon as these are there.
-PENDING = () if (conf_dir() / "eval.yaml").is_file() else ("matmul_precision",)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def run_to_start_from(tmp_path_factory):
+    """A run's configuration, which evad.eval, predict and export start from."""
+    folder = tmp_path_factory.mktemp("run")
+    cfg = load_config([])
+    absolute_paths(cfg)
+    OmegaConf.save(cfg, folder / "config.yaml")
+    store_run(folder, pinned=True)
 
 
 def names(pages):
@@ -90,10 +98,6 @@ def composed(name, *overrides) -> DictConfig:
     return load_config(list(overrides), name)
 
 
-def config_name(command):
-    return command if (conf_dir() / f"{command}.yaml").is_file() else "train"
-
-
 def quoted(override):
     key, _, value = override.partition("=")
     return f"{key}='{value}'" if key in FILE_KEYS else override
@@ -119,17 +123,11 @@ def is_of_missing_plugin(override):
 
 
 def check_hydra_command(module, arguments):
-    """Compose what is typed: keys of the command's own file with it, all others as for training."""
-    if "--help" in arguments:
-        return
-    overrides = [quoted(text) for text in arguments if "=" in text and not is_of_missing_plugin(text)]
-    overrides = [text for text in overrides if text.partition("=")[0] not in (*COMMAND_LINE_ONLY, *PENDING)]
-    own = config_name(COMMANDS[module])
-    known = keys_of(composed(own)) if module in ("evad.eval", "evad.predict", "evad.export") else None
-    mine = [text for text in overrides if known is None or text.partition("=")[0] in known]
-    for name, chosen in ((own, mine), ("train", [text for text in overrides if text not in mine])):
-        for combination in combinations(chosen) if chosen else []:
-            composed(name, *combination)
+    """Compose what is typed."""
+    if "--help" not in arguments:
+        overrides = [quoted(text) for text in arguments if "=" in text and not is_of_missing_plugin(text)]
+        for combination in combinations(overrides):
+            composed(COMMANDS[module], *combination)
 
 
 def run_module(module, arguments, folder, monkeypatch):
@@ -210,7 +208,7 @@ def all_keys():
     """Keys that some choice of data and model has, of any command."""
     options = [[f"{group}={path.stem}" for path in sorted((conf_dir() / group).glob("*.yaml"))] for group in GROUPS]
     choices = [[choice for choice in row if choice] for row in zip_longest(*options)]
-    configs = [composed(config_name(command)) for command in COMMANDS.values()]
+    configs = [composed(command) for command in COMMANDS.values()]
     return set().union(*map(keys_of, [*configs, *(composed("train", *row) for row in choices)]))
 
 
@@ -230,7 +228,7 @@ def test_settings_named_in_a_page_exist(page):
             if (conf_dir() / key).is_dir():
                 assert "..." in value or (conf_dir() / key / f"{value}.yaml").is_file(), code
             else:
-                assert key in all_keys() or key.startswith("hydra.") or key in (*COMMAND_LINE_ONLY, *PENDING), code
+                assert key in all_keys() or key.startswith("hydra."), code
         if re.fullmatch(rf"({TOP_KEYS})\.\w+(\.\w+)*", code) and not is_file_name(code):
             assert code in all_keys(), code
         elif re.fullmatch(r"(model|recipe)/\w+", code):
