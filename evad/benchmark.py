@@ -120,8 +120,8 @@ def in_own_process(config: str, size: int, mode: str) -> dict[str, float]:
             return pool.submit(measure, config, size, mode).result()
         except BrokenProcessPool as error:
             raise RuntimeError(
-                f"the process that measured {mode} at {size} pixels was killed, most likely for want of memory: leave "
-                "out this size or mode, or set model.activation_checkpointing=true"
+                f"the process that measured {mode} at {size} pixels was killed, most likely because memory ran out: "
+                "leave out this size or mode, or set model.activation_checkpointing=true"
             ) from error
 
 
@@ -172,7 +172,7 @@ def measure(config: str, size: int, mode: str) -> dict[str, float]:
 
 
 def external_boxes(sizes: Tensor) -> list[Proposals]:
-    """What `model/localization=external` classifies: `EXTERNAL_ACTORS` boxes per clip, the first that of a target."""
+    """Boxes for `model/localization=external` to classify: `EXTERNAL_ACTORS` per clip, the first is a target's box."""
     box = torch.tensor([0.1, 0.2, 0.4, 0.9], device=sizes.device) * sizes[0, 0]
     boxes = box.repeat(EXTERNAL_ACTORS, 1)
     return [Proposals(boxes, torch.ones_like(boxes[:, 0])) for _ in sizes]

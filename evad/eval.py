@@ -6,7 +6,7 @@
 
     python -m evad.eval ckpt_path=... data=custom data.root=my_videos   # other data with the same classes
 
-Model and data are those of the checkpoint's run unless a key or group says otherwise. Writes detections.csv,
+Model and data come from the checkpoint's run unless a key or group replaces them. Writes detections.csv,
 metrics.json and frames/*.png, and says whether boxes or classes limit the detector (`decompose=false` leaves that out).
 """
 
@@ -163,7 +163,7 @@ def draw_examples(module: EVADModule, datamodule: Any, folder: Path, count: int)
 
 
 def main() -> None:
-    """Command line; model and data are those of the checkpoint's run unless others are chosen."""
+    """Command line."""
     run_command_on_checkpoint(evaluate, "eval", __doc__)
 
 

@@ -167,7 +167,7 @@ def describe(cfg: DictConfig, detector: FrameDetector, shape: tuple[int, ...], n
         },
         "outputs": {
             "boxes": "xyxy as fractions of width and height, one per query; without area: outside the picture",
-            "person_scores": f"queries below {cfg.export.person_threshold:g} are no actors",
+            "person_scores": f"queries below {cfg.export.person_threshold:g} should not count as actors",
             "action_scores": f"one per class, {detector.postprocess.score.replace('_', ' ')}",
         },
         "classes": names,
@@ -179,7 +179,7 @@ def describe(cfg: DictConfig, detector: FrameDetector, shape: tuple[int, ...], n
 
 
 def main() -> None:
-    """Command line; the detector is that of the checkpoint's run."""
+    """Command line."""
     run_command_on_checkpoint(export, "export", __doc__)
 
 

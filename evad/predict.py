@@ -107,7 +107,7 @@ def write_detections(path: Path, found: dict[int, Detections], names: dict[str, 
 
 
 def main() -> None:
-    """Command line; the detector is that of the checkpoint's run."""
+    """Command line."""
     if (video := argument("video")) and not Path(video).is_file():
         raise SystemExit(f"video: there is no file {video}")
     run_command_on_checkpoint(predict, "predict", __doc__, needs=("ckpt_path", "video"))

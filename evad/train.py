@@ -2,7 +2,7 @@
 
 python -m evad.train                                  # the demo on generated data
 python -m evad.train experiment=ava_vitb              # the paper's ViT-B on AVA
-python -m evad.train --multirun model.keep_rate=0.6,0.7,0.8 seed=0,1,2     # again: goes on where it stopped
+python -m evad.train --multirun model.keep_rate=0.6,0.7,0.8 seed=0,1,2     # run it again to resume
 python -m evad.train resume=outputs/mini/2026-01-31_12-00-00
 """
 
@@ -64,9 +64,9 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def as_before(record: dict[str, Any], overrides: list[str], digest: str) -> tuple[list[str], str]:
-    """What the record of a run that goes on says: what its first command line changed, and what was changed since.
+    """Overrides and digest to record for a resumed run: what its first command line changed, and what changed since.
 
-    Without such changes the digest stays that of the first attempt, by which a sweep knows its jobs.
+    If nothing changed, the digest of the first attempt is kept, because a sweep recognises its jobs by it.
 
     Args:
         record: Of the earlier attempts.
@@ -83,7 +83,7 @@ def as_before(record: dict[str, Any], overrides: list[str], digest: str) -> tupl
 
 @rank_zero_only
 def keep_earlier_config(cfg: DictConfig, run_dir: Path) -> None:
-    """Set the configuration up to here aside as config.0.yaml, config.1.yaml, ... and save the one that goes on."""
+    """Back up the configuration so far as config.0.yaml, config.1.yaml, ... and save the one the run resumes with."""
     if (run_dir / CONFIG).is_file():
         number = len(list(run_dir.glob("config.*[0-9].yaml")))
         (run_dir / CONFIG).replace(run_dir / f"config.{number}.yaml")
@@ -157,14 +157,14 @@ def initialise_from(cfg: DictConfig, module: EVADModule, run_dir: Path) -> None:
 
 
 def warn_of_other_order(cfg: DictConfig) -> None:
-    """Say so where a run's decoder goes on with tokens in another order than it was trained with."""
+    """Warn if the weights were trained with their tokens in another order."""
     try:
         theirs = read_config(run_of_checkpoint(cfg.init_from)).model.get("context_order")
     except FileNotFoundError:  # weights without their run
         return
     if theirs not in (None, cfg.model.context_order):
         log.warning(
-            "init_from was trained with model.context_order=%s, this run has %s; its decoder has to learn that anew",
+            "init_from was trained with model.context_order=%s, this run has %s; its decoder has to learn that order",
             theirs,
             cfg.model.context_order,
         )
@@ -213,13 +213,13 @@ def find_checkpoint(run_dir: Path) -> Path:
     """
     path = run_dir / "checkpoints" / "last.ckpt"
     if not path.is_file():
-        raise FileNotFoundError(f"resume: {path} does not exist; start the run anew")
+        raise FileNotFoundError(f"resume: {path} does not exist; start the run again")
     return path
 
 
 @rank_zero_only
 def keep_earlier_metrics(run_dir: Path, checkpoint: Path) -> None:
-    """Set the metrics of the interrupted run aside up to the checkpoint, since the CSV logger starts a new file."""
+    """Back up the metrics up to the checkpoint, because the CSV logger starts a new file."""
     current = run_dir / "metrics.csv"
     if not current.is_file() or not current.read_text().strip():  # killed before anything was logged, or while it was
         return
@@ -234,7 +234,7 @@ def keep_earlier_metrics(run_dir: Path, checkpoint: Path) -> None:
 
 
 def main() -> None:
-    """Command line: with `resume=` the configuration is that of the run."""
+    """Command line; with `resume=` the run's own configuration is used."""
     if (joined := job_of_further_rank()) is not None:
         store_run(Path(joined["hydra.run.dir"]))
         further = [quoted(key, value) for key, value in joined.items()]

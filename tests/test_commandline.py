@@ -13,6 +13,7 @@ from evad import export, predict, train
 from evad.analysis.open import open_run
 from evad.commandline import as_text, described_keys, help_text, in_frames
 from evad.config import conf_dir, load_config
+from evad.models.evad import EVAD
 from evad.runs.build import RefusedTargetError, build_model
 from evad.training.build import absolute_paths
 
@@ -197,3 +198,17 @@ def test_frame_pattern_reaches_the_data_as_the_documentation_writes_it():
 def test_nothing_of_a_run_stays_behind_for_the_training_command():
     assert "of_run" not in str(load_config([]))
     assert "train" not in ConfigStore.instance().repo
+
+
+def test_evaluation_and_its_pictures_run_in_the_trainers_precision(run_dir, call, monkeypatch):
+    seen = []
+    forward = EVAD.forward
+
+    def noted(self, *inputs):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return forward(self, *inputs)
+
+    monkeypatch.setattr(EVAD, "forward", noted)
+    options = ["decompose=false", "examples=2", "hydra.run.dir=half", "trainer.precision=bf16-mixed"]
+    call(evaluation, f"ckpt_path={run_dir}/checkpoints/best.ckpt", *options)
+    assert seen == [True] * 3  # a batch and two pictures

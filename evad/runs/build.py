@@ -155,7 +155,7 @@ def _found(target: str) -> Any:
 
 
 def build_part(cfg: DictConfig, key: str) -> Any:
-    """The object at a dotted key of a whole configuration, which may say by `trust` which other modules to use."""
+    """The object at a dotted key of a whole configuration; its `trust` names modules of the user."""
     return build(OmegaConf.select(cfg, key), cfg.get("trust"), key)
 
 

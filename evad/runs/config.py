@@ -112,7 +112,7 @@ def pin(config: DictConfig, section: str) -> None:
 
     Args:
         config: A whole configuration; changed.
-        section: Name of the section, such as `model`, whose number of classes is that of the data.
+        section: Name of the section: `model` takes its number of classes from the data.
     """
     container = OmegaConf.to_container(config[section])
     for key, value in texts(container):

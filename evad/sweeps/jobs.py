@@ -1,4 +1,4 @@
-"""Sweeps: a job that was finished is skipped, one that broke is run again, one that fails doesn't stop the others.
+"""Jobs of a sweep: finished ones are skipped, broken ones resume, and a failure does not stop the others.
 
 A sweep is a folder of run folders named by their overrides (`evad.runs.names.job_name`). Hydra starts every job of the
 command line; what is to be done with it is decided here, by the `run.json` in its folder.
@@ -71,13 +71,13 @@ def locked_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run_d
         try:
             return run(cfg)
         except Exception:
-            log.exception("failed: %s; the sweep goes on", run_dir)
+            log.exception("failed: %s; the sweep continues", run_dir)
             return None
 
 
 @contextmanager
 def separate_job(command: dict[str, str | None]) -> Iterator[None]:
-    """Leave nothing to the next job of the process: no garbage, whose memory would count, nothing of Lightning's DDP.
+    """Clean up before the next job in this process: memory that would count as its own, and Lightning's DDP settings.
 
     Args:
         command: What `job_of_further_rank` needs.

@@ -139,7 +139,7 @@ class EVADModule(L.LightningModule):
         return torch.cat([weight * getattr(losses, name) for name, weight in weights.items()])
 
     def log_losses(self, loss: Tensor, losses: Losses, batch_size: int) -> None:
-        """Total and unweighted terms; `last` is the stage or block whose output is the prediction."""
+        """Total and unweighted terms; `last` means the last stage or block, which makes the prediction."""
         values = {"train/loss": loss.detach()}
         for name in asdict(self.recipe.loss_weights):
             term = getattr(losses, name).detach()
@@ -159,7 +159,7 @@ class EVADModule(L.LightningModule):
         return self.postprocess(self.run(batch), batch.sizes, batch.original_sizes)
 
     def on_validation_epoch_end(self) -> None:
-        """Log mAP, person AP and AP per class; where the mAP is 0, say which usual causes apply."""
+        """Log mAP, person AP and AP per class; explain an mAP of 0."""
         assert self.metric is not None
         scores = self.metric.compute()
         values = {f"val/{name}": value.to(self.device) for name, value in scores.items()}

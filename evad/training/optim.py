@@ -81,7 +81,7 @@ class CosineSchedule:
         final_factor: Share of the lr at the end.
 
     Raises:
-        ValueError: if `max_epochs` is not above 0, as that of an endless training.
+        ValueError: if `max_epochs` is not above 0.
     """
 
     def __init__(
