@@ -51,6 +51,20 @@ TINY = [
     "model.woo_hidden_dim=20",
 ]
 
+# A run of `python -m evad.train` that takes seconds.
+TINY_TRAINING = [
+    "experiment=mini",
+    "logger=csv",
+    "callbacks.progress=null",
+    "data.train_clips=8",
+    "data.val_clips=4",
+    "data.batch_size=4",
+    "data.num_workers=0",
+    "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1",
+    "trainer.max_epochs=2",
+]
+
 
 @cache
 def compose_tiny(*overrides: str) -> Any:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from evad.config import build_criterion, build_model
 from evad.device import keep_freed_memory
+from evad.training.callbacks import quiet_lightning
 from evad.training.module import EVADModule
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ def build_trainer(cfg: DictConfig, **changes: object) -> L.Trainer:
         cfg: Composed config.
         **changes: Trainer arguments that replace the config's.
     """
+    quiet_lightning()
     options: dict = {
         "callbacks": [instantiate(callback) for callback in cfg.callbacks.values() if callback],
         "logger": [instantiate(logger) for logger in cfg.logger.values() if logger],
