@@ -1,10 +1,10 @@
-# `make demo` and `make test` set up everything they need: their own environment in .venv, then the package.
+# `make demo` and `make test` install everything they need: an environment of their own in .venv with the package.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := outputs/demo
-# Threads of the demo's training, beside one reading process; processes of the tests. Give THREADS=8 on a larger machine.
+# Threads of the demo's training, beside one process that reads videos; processes of the tests. On more cores: THREADS=8.
 THREADS ?= 2
 
 .PHONY: demo test lint clean
@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python scripts/demo.py $(DEMO)
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(THREADS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(THREADS) --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

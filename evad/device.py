@@ -1,29 +1,47 @@
-"""The device a program runs on: its choice, its memory, and what makes it run well."""
+"""The device a program computes on: how it is chosen, how much memory is used, and settings that make it faster."""
 
 from __future__ import annotations
 
 import ctypes
-import resource
 import sys
 from pathlib import Path
 
 import torch
 
 PROCESS_STATUS = Path("/proc/self/status")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+
+
+def chosen_device(accelerator: str) -> torch.device:
+    """Device of the commands that run without a Trainer: CUDA if there is one, unless `trainer.accelerator` is cpu."""
+    return torch.device("cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu")
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Largest memory since `reset_peak_memory`, in MiB: allocated on a CUDA device, else resident in the process."""
+    """Peak memory in MiB since `reset_peak_memory`: allocated on a CUDA device, otherwise resident in this process.
+
+    Returns:
+        The peak; NaN on Windows, where Python's standard library does not tell it.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    if PROCESS_STATUS.is_file():  # ru_maxrss also counts the parent's memory before the start of this program
-        return next(int(line.split()[1]) for line in PROCESS_STATUS.open() if line.startswith("VmHWM:")) / 2**10
+    if PROCESS_STATUS.is_file():  # ru_maxrss would include what the parent process used before it started this one
+        lines = PROCESS_STATUS.read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def reset_peak_memory(device: torch.device) -> bool:
-    """Measure from now on; False where a process cannot (anything but Linux), whose peak is that since its start."""
+    """Start measuring the peak again.
+
+    Returns:
+        Whether that is possible; if not (a CPU outside Linux), the peak is the one since the process started.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
@@ -34,42 +52,33 @@ def reset_peak_memory(device: torch.device) -> bool:
     return True
 
 
-# Of malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-
-
-def chosen_device(accelerator: str) -> torch.device:
-    """What commands without a Trainer compute on: CUDA where there is any, unless `trainer.accelerator` is cpu."""
-    return torch.device("cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu")
-
-
 def keep_freed_memory() -> bool:
-    """Let the C library keep the memory of freed tensors for the next ones instead of giving it back at once.
+    """Make inference and training on the CPU faster: glibc reuses the memory of freed tensors.
 
-    By default glibc maps every large tensor anew, and each of its pages costs a fault when first written: 5 to 8 % of a
-    forward pass of ViT-B on a virtual machine. The peak of the memory in use stays the same, but it is not returned
-    before the process ends. Call it before the first large tensor, where the detector runs on the CPU.
+    By default glibc returns the memory of every large tensor to the system and requests it again for the next one, and
+    each page costs a fault when it is first written: 5 to 8 % of a forward pass of ViT-B on a virtual machine. Peak
+    memory stays the same, but memory is not returned before the process ends. Call this before the first large tensor.
 
     Returns:
-        Whether the C library took the settings; False where it is not glibc.
+        Whether glibc accepted the settings; False where the C library is another one.
     """
     library = c_library()
     if library is None:
         return False
-    # Tensors below 1 GiB come from the heap; before version 2.35 glibc accepts 32 MiB at the most.
+    # Tensors below 1 GiB come from the heap; glibc before 2.35 accepts at most 32 MiB.
     mapped = any(library.mallopt(_M_MMAP_THRESHOLD, limit) for limit in (2**30, 2**25))
     return mapped and bool(library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def release_freed_memory() -> None:
-    """Give kept memory back, so that it does not count as the next job's."""
+    """Return freed memory to the system, so that it does not count towards the next job of this process."""
     library = c_library()
     if library is not None:
         library.malloc_trim(0)
 
 
 def c_library() -> ctypes.CDLL | None:
-    """glibc, or None where the C library is another."""
+    """glibc; None where the C library is another one."""
     if sys.platform != "linux":
         return None
     try:

@@ -70,6 +70,7 @@ class FrameDetector(nn.Module):
         height, width = self.resized
         self.padding = (0, -width % pad_multiple, 0, -height % pad_multiple)
 
+    @torch.no_grad()  # a program read back by torch 2.9 would otherwise record gradients
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Detect the actors in the frame T // 2 of each clip.
 

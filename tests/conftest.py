@@ -1,12 +1,19 @@
-"""Tiny detectors and batches: T' != H' != W', B = 2, sizes that differ within the batch."""
+"""Tiny detectors and batches (T' != H' != W', B = 2, sizes that differ within the batch), and the commands."""
 
+import logging
+import os
+import runpy
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from evad.config import build_model, load_config
@@ -49,6 +56,20 @@ TINY = [
     "model.woo_heads=2",
     "model.woo_dim_dynamic=4",
     "model.woo_hidden_dim=20",
+]
+
+# A run of `python -m evad.train` that takes seconds.
+TINY_TRAINING = [
+    "experiment=mini",
+    "logger=csv",
+    "callbacks.progress=null",
+    "data.train_clips=8",
+    "data.val_clips=4",
+    "data.batch_size=4",
+    "data.num_workers=0",
+    "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1",
+    "trainer.max_epochs=2",
 ]
 
 
@@ -115,3 +136,60 @@ def random_target(n: int, size: Tensor, generator: torch.Generator, dtype: torch
     boxes = torch.cat([0.5 * corner, 0.5 * corner + 0.2 + 0.3 * extent], dim=1) * size.flip(0).repeat(2)
     labels = (torch.rand(n, 5, generator=generator, dtype=torch.float64) < 0.4).to(dtype)
     return Target(boxes.to(dtype), labels)
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run `python -m ...` away from the checkout; it must succeed."""
+    environment = {"EVAD_DATA": str(cwd / "data"), "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=cwd,
+        env=os.environ | environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder that the processes of pytest-xdist share."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    (shared / "work").mkdir(exist_ok=True)
+    return shared / "work"
+
+
+@pytest.fixture(scope="session")
+def run_dir(workspace: Path) -> Path:
+    """Run folder of a trained tiny detector; only read it, since other tests do the same at the same time."""
+    with FileLock(workspace / "run.lock"):
+        if not (workspace / "run").is_dir():
+            command("evad.train", *TINY_TRAINING, "hydra.run.dir=draft", cwd=workspace)
+            (workspace / "draft").rename(workspace / "run")
+    return workspace / "run"
+
+
+@pytest.fixture
+def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`refusal("evad.eval", "ckpt_path=nowhere")`: standard error of a command that fails before it computes anything.
+
+    It runs in this process: starting another one takes longer than such a command.
+    """
+
+    def run(module: str, *arguments: str) -> str:
+        root = logging.getLogger()
+        handlers, level = root.handlers[:], root.level
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [module, *arguments])
+        capsys.readouterr()
+        try:
+            with pytest.raises(SystemExit) as stopped:
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+        finally:
+            root.handlers[:], root.level = handlers, level
+        code = stopped.value.code
+        assert code not in (None, 0)
+        return capsys.readouterr().err + (code if isinstance(code, str) else "")
+
+    return run

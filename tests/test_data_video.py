@@ -37,6 +37,8 @@ def write_video(path, frames, fps=30, x264="bframes=0:keyint=12", codec="libx264
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "rgb24" if codec == "libx264rgb" else "bgr0"
         if rotation is not None:
+            if not hasattr(stream.codec_context, "set_display_rotation"):
+                pytest.skip("PyAV before 18 cannot write a rotation")
             stream.set_display_rotation(rotation)
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

@@ -17,7 +17,15 @@ from evad.export import FrameDetector, largest_difference, random_frames
 from evad.models.postprocess import PostProcess
 from evad.predict import read_clip
 
-CONFIG = ["experiment=mini", "data.val_transform.short_side=24", "model.keep_rate=0.7"]
+CONFIG = [
+    "experiment=mini",
+    "data.val_transform.short_side=24",
+    "model.keep_rate=0.7",
+    "model.decoder_depth=1",
+    "model.net.encoder.depth=4",
+    "model.net.encoder.map_blocks=[1,2,3,4]",
+    "model.net.encoder.prune_blocks=[2,3]",
+]
 SIZE = (40, 60)  # height and width: resized to 24 x 36, padded to 32 x 48
 QUERIES, CLASSES = 6, 8
 

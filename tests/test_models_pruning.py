@@ -67,6 +67,8 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize(("device", "maps"), [("cpu", 1), ("cuda", 2 * HEADS)])
 def test_memory_of_scores_grows_with_chunk_not_with_tokens(options, chunk, device, maps):
     """A CPU holds a chunk of one head's attention map, other devices one of every head's."""
+    if device == "cuda" and not torch.cuda.is_available() and torch.__version__ < (2, 10):
+        pytest.skip("fake CUDA tensors of torch 2.9 need a driver")
     with FakeTensorMode():  # shapes only: needs no such device
         query, key = torch.empty(2, 2, HEADS, 600, DIM, device=device)
         with LargestTensor() as largest:

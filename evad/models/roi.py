@@ -68,7 +68,8 @@ def pyramid_roi_align(
     features = [
         align(feature, rois[row], output_size, 1 / stride) for feature, row, stride in zip(levels, rows, strides)
     ]
-    return torch.cat(features)[torch.cat(rows).argsort()]
+    # The inverse of torch.cat(rows), but of known length, without which torch.export of 2.9 fails.
+    return torch.cat(features)[level.argsort(stable=True).argsort()]
 
 
 def align(feature: Tensor, rois: Tensor, output_size: int, scale: float) -> Tensor:

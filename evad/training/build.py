@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from evad.data.clips.datamodule import ActionDataModule
 from evad.precision import prepare
 from evad.runs.build import build, build_criterion, build_model, build_part
+from evad.training.callbacks import quiet_lightning
 from evad.training.module import EVADModule
 
 
@@ -55,6 +56,7 @@ def build_trainer(cfg: DictConfig, **changes: Any) -> L.Trainer:
         cfg: Composed configuration.
         **changes: Trainer arguments that replace the configuration's.
     """
+    quiet_lightning()
     trust = cfg.get("trust")
     callbacks = changes.pop("callbacks", None)
     if callbacks is None:

@@ -1,30 +1,35 @@
-"""What a run reports besides losses and AP: cost, speed and memory; and the W&B logger."""
+"""What a run reports besides losses and AP: cost, speed, memory, class names; W&B; which of Lightning's messages."""
 
 from __future__ import annotations
 
 import json
+import logging
+import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
-from wandb.sdk.lib.runid import generate_id
 
 from evad.device import peak_memory_mb, reset_peak_memory
 from evad.metrics.cost import paper_macs
 from evad.runs.files import CLASSES, WANDB_ID
 from evad.structures import Batch
 
+log = logging.getLogger(__name__)
+
 
 class EfficiencyMonitor(Callback):
-    """Logs GFLOPs of the detector, training speed and peak memory, once per epoch.
+    """Logs GFLOPs of the detector, training speed and peak memory once per epoch.
 
-    GFLOPs follow the paper's convention: multiply-accumulates of one clip (10^9), counted at the size of the first
-    training batch. Memory is the largest of the epoch; in later jobs of a sweep NaN where a process cannot forget the
-    peak of the earlier ones.
+    GFLOPs follow the paper's convention: 10^9 multiply-accumulates for one clip, counted at the size of the first
+    training batch. Memory is the peak of the epoch. In later jobs of a sweep it is NaN if the process cannot reset the
+    peak of the earlier jobs.
     """
 
     process_has_trained = False
@@ -47,9 +52,16 @@ class EfficiencyMonitor(Callback):
         self.clips += len(batch)
         if self.gflops is None:
             self.gflops = sum(paper_macs(module.model, *batch.clips.shape[2:]).values()) / 1e9
+            self.describe(module.model, tuple(batch.clips.shape[2:]))
+
+    @rank_zero_only
+    def describe(self, model: torch.nn.Module, size: tuple[int, ...]) -> None:
+        """Print the size of the detector in one line, in place of Lightning's table."""
+        millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        log.info("detector: %.1f M parameters, %.1f GFLOPs for a clip of %d x %d x %d", millions, self.gflops, *size)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        # Validation runs before this hook where it follows the epoch; its time is taken out by `on_validation_*`.
+        # Validation at the end of an epoch runs before this hook; `on_validation_*` subtract its time.
         elapsed = time.perf_counter() - self.started
         module.log_dict(
             {
@@ -68,7 +80,7 @@ class EfficiencyMonitor(Callback):
 
 
 class ClassNames(Callback):
-    """Writes the name of every model output into the run folder, so that a run can be used without its data."""
+    """Writes the class name of every model output into the run folder, so that a run can be used without its data."""
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / CLASSES
@@ -81,13 +93,13 @@ class ClassNames(Callback):
 
 
 def wandb_logger(save_dir: str, mode: str = "offline", **options: Any) -> WandbLogger:
-    """W&B logger that stays offline unless online logging is asked for.
+    """W&B logger that uploads nothing unless online logging is requested.
 
     Args:
-        save_dir: Folder that receives `wandb/`.
-        mode: `offline` or `online`; offline runs are uploaded later with `wandb sync`.
-        **options: `project`, `name`, `group`, `tags` and so on, for `wandb.init`. Without `id`, a run that goes on in
-            its folder goes on in W&B.
+        save_dir: Folder in which `wandb/` is created.
+        mode: `offline` or `online`; offline runs can be uploaded later with `wandb sync`.
+        **options: `project`, `name`, `group`, `tags` and so on, for `wandb.init`. If there is no `id`, a resumed run
+            is also resumed in W&B.
 
     Raises:
         ValueError: for another mode.
@@ -99,9 +111,37 @@ def wandb_logger(save_dir: str, mode: str = "offline", **options: Any) -> WandbL
 
 
 def wandb_id(run_dir: Path) -> str | None:
-    """W&B's id of the run in a folder, drawn at its first start; None for processes that don't log."""
+    """W&B's id of the run in a folder, created at its first start; None in processes that do not log."""
     path = run_dir / WANDB_ID
     if not path.is_file() and getattr(rank_zero_only, "rank", 0) == 0:
+        from wandb.sdk.lib.runid import generate_id
+
         run_dir.mkdir(parents=True, exist_ok=True)
         path.write_text(generate_id())
     return path.read_text() if path.is_file() else None
+
+
+def finish_wandb() -> None:
+    """Close the W&B run if there is one, also after a failure, so that the next job of a sweep starts its own."""
+    wandb = sys.modules.get("wandb")  # where nothing imported it, there is no run
+    if wandb is not None and wandb.run is not None:
+        wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
+
+
+def quiet_lightning() -> None:
+    """Drop Lightning's advertisements and the messages that every run of this package would print alike."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_informative)
+    for message in UNINFORMATIVE_WARNINGS:
+        warnings.filterwarnings("ignore", message)
+
+
+UNINFORMATIVE_MESSAGES = ("\N{ELECTRIC LIGHT BULB} Tip:", "TPU available: False", "Loading `train_dataloader` to")
+UNINFORMATIVE_WARNINGS = (
+    "Experiment logs directory .* exists and is not empty",  # Hydra creates the run folder before the logger does
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # by torch, in Lightning's own code
+)
+
+
+def is_informative(record: logging.LogRecord) -> bool:
+    """Filter for Lightning's logger; a module-level function, since a logger keeps each filter once."""
+    return not record.getMessage().startswith(UNINFORMATIVE_MESSAGES)
