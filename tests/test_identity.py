@@ -24,6 +24,21 @@ def test_name_says_what_a_job_changes(overrides, name):
     assert job_name(overrides[::-1]) == name
 
 
+COMMAND = "trainer=cpu data=mini model/pruning=none seed=0 experiment=mini_ablation init_from=o/a.ckpt data.root=/a/b"
+
+
+def test_name_leaves_out_what_all_jobs_of_a_sweep_share():
+    constant = ["trainer", "data", "experiment", "init_from", "data.root"]
+    assert job_name(COMMAND.split(), constant) == "pruning-none+seed-0"
+    assert job_name(COMMAND.split()[:2], constant) == "defaults"
+
+
+def test_a_digest_tells_jobs_apart_that_differ_in_what_the_name_leaves_out():
+    here, there = (job_name(["seed=0", f"data={data}"], ["data"], with_digest=True) for data in ("mini", "ava"))
+    assert here != there
+    assert [name.rpartition("+")[0] for name in (here, there)] == ["seed-0", "seed-0"]
+
+
 def test_names_differ_where_plain_characters_would_make_them_equal():
     overrides = [["init_from=a/b.pth"], ["init_from=a_b.pth"], ["init_from=a:b.pth"], ["data.root=" + 200 * "x"]]
     overrides.append(["data.root=" + 201 * "x"])

@@ -10,6 +10,7 @@ import time
 import pandas as pd
 import pytest
 from filelock import FileLock
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
@@ -272,14 +273,61 @@ def test_sweep_with_unfinished_jobs_ends_with_an_error_that_counts_them(sweep, c
     SweepCallback().on_multirun_end(config)
 
 
-def test_listing_values_of_a_key_that_is_no_part_of_the_names_is_an_error():
-    task = ["data.num_workers=0,1"]
-    config = OmegaConf.create({"hydra": {"overrides": {"task": task, "hydra": []}, "sweep": {"dir": "multirun/a b"}}})
-    with pytest.raises(SystemExit, match=r"data\.num_workers=0,1.*would be one"):
-        SweepCallback().on_multirun_start(config)
-    config.hydra.overrides.task = ["data.num_workers=1", "seed=0,1", "model.roi_extension=[0,0],[1,1]"]
+def multirun(folder, command, **hydra):
+    """What Hydra hands to the callback when a sweep of this command line starts in a folder."""
+    sweep = {"dir": str(folder), "subdir": "${job_name:${hydra.overrides.task}}"}
+    return OmegaConf.create({"hydra": {"overrides": {"task": command.split(), "hydra": []}, "sweep": sweep} | hydra})
+
+
+def names_of(folder, command, jobs, **hydra):
+    """Folder names that a sweep gives to jobs, each as Hydra composes it."""
+    config = multirun(folder, command, **hydra)
     SweepCallback().on_multirun_start(config)
-    assert config.hydra.overrides.hydra == ["hydra.sweep.dir='multirun/a b'"]
+    parser = OverridesParser.create()
+    added = parser.parse_overrides(OmegaConf.to_container(config.hydra.overrides.hydra))
+    subdir = next((str(one.value()) for one in added if one.key_or_group == "hydra.sweep.subdir"), None)
+    return [OmegaConf.create({"hydra": {"overrides": {"task": job}}, "name": subdir}).name for job in jobs]
+
+
+def test_listing_values_of_a_key_that_is_no_part_of_the_names_is_an_error(tmp_path):
+    with pytest.raises(SystemExit, match=r"data\.num_workers=0,1.*would be the same"):
+        SweepCallback().on_multirun_start(multirun(tmp_path, "data.num_workers=0,1"))
+    config = multirun(tmp_path / "a b", "data.num_workers=1 seed=0,1 model.roi_extension=[0,0],[1,1]")
+    SweepCallback().on_multirun_start(config)
+    assert config.hydra.overrides.hydra[0] == f"hydra.sweep.dir='{tmp_path}/a b'"
+
+
+REST = "experiment=mini_ablation trainer=cpu data=mini data.root=/a/b init_from=o/best.ckpt"
+
+
+def test_jobs_are_named_by_what_the_sweep_changes(tmp_path):
+    for rates in ("0.7,1.0", "1.0,0.7,0.8", "0.7"):  # in another order, with more values, with one of them
+        command = f"{REST} seed=0,1 model.keep_rate={rates} logger=csv"
+        jobs = [[*REST.split(), f"seed={seed}", "model.keep_rate=0.7"] for seed in (0, 1)]
+        assert names_of(tmp_path / "rates", command, jobs) == ["keep_rate-0.7+seed-0", "keep_rate-0.7+seed-1"]
+    jobs = [[*REST.split(), "model/pruning=none", "ablation=pruning"]]
+    params = {"sweeper": {"params": {"model/pruning": "none,random"}}}  # as conf/ablation/pruning.yaml lists them
+    assert names_of(tmp_path / "params", f"{REST} ablation=pruning", jobs, **params) == ["pruning-none"]
+    assert names_of(tmp_path / "one", "seed=3 data=mini", [["seed=3", "data=mini"]]) == ["data-mini+seed-3"]
+
+
+@pytest.mark.parametrize("other", ["data=ava", "", "data=mini init_from=a.pth", "data=mini,ava"])
+def test_sweeps_in_one_folder_that_differ_in_a_constant_have_names_of_their_own(tmp_path, other):
+    def first():
+        return names_of(tmp_path, "data=mini seed=0,1", [["data=mini", "seed=0"]])
+
+    assert first() == ["seed-0"]
+    job = ["seed=0", *other.replace(",ava", "").split()]
+    found = names_of(tmp_path, f"seed=0,1 {other}", [job])
+    assert found != ["seed-0"]
+    assert names_of(tmp_path, f"{other} seed=1,0", [job[::-1]]) == found
+    assert first() == ["seed-0"]
+
+
+def test_a_name_for_the_jobs_on_the_command_line_is_kept(tmp_path):
+    config = multirun(tmp_path, "seed=0,1", sweep={"dir": str(tmp_path), "subdir": "mine"})
+    SweepCallback().on_multirun_start(config)
+    assert config.hydra.overrides.hydra == [f"hydra.sweep.dir='{tmp_path}'"]
 
 
 def test_other_commands_and_single_runs_get_no_summary(tmp_path):
