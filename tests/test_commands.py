@@ -15,22 +15,9 @@ from evad.config import build_model, load_config
 from evad.data.mini.ava import ensure_mini
 from evad.metrics.cost import paper_macs
 from evad.runs.checkpoints import load_weights
-from evad.runs.files import read_metrics
+from evad.runs.folders import read_metrics
 
 pytestmark = pytest.mark.slow
-
-TINY = [
-    "experiment=mini",
-    "logger=csv",
-    "callbacks.progress=null",
-    "data.train_clips=8",
-    "data.val_clips=4",
-    "data.batch_size=4",
-    "data.num_workers=0",
-    "trainer.accelerator=cpu",
-    "trainer.log_every_n_steps=1",
-    "trainer.max_epochs=2",
-]
 
 
 def command(*arguments, cwd, check=True):
@@ -51,8 +38,8 @@ def workspace(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run_dir(workspace):
-    command("evad.train", *TINY, "hydra.run.dir=run", cwd=workspace)
+def run_dir(workspace, short_training):
+    command("evad.train", *short_training, "hydra.run.dir=run", cwd=workspace)
     return workspace / "run"
 
 
@@ -135,8 +122,8 @@ def test_export_writes_a_program_and_says_what_goes_in(workspace, run_dir):
     assert actions.shape == (1, 6, 8)
 
 
-def test_sweep_gives_one_complete_run_per_value(workspace, run_dir):
-    one_epoch = [*TINY[:-1], "trainer.max_epochs=1"]
+def test_sweep_gives_one_complete_run_per_value(workspace, short_training):
+    one_epoch = [*short_training[:-1], "trainer.max_epochs=1"]
     command(
         "evad.train", "--multirun", *one_epoch, "model.keep_rate=0.6,0.7,0.8", "hydra.sweep.dir=sweep", cwd=workspace
     )
@@ -148,8 +135,8 @@ def test_sweep_gives_one_complete_run_per_value(workspace, run_dir):
     assert costs == sorted(set(costs))
 
 
-def test_two_processes_report_the_metrics_of_one(workspace, run_dir):
-    one_epoch = [*TINY[:-1], "trainer.max_epochs=1", "data.batch_size=2"]
+def test_two_processes_report_the_metrics_of_one(workspace, short_training):
+    one_epoch = [*short_training[:-1], "trainer.max_epochs=1", "data.batch_size=2"]
     pair = ["trainer.devices=2", "trainer.strategy=ddp"]
     # 5 validation clips do not divide by 2: the sampler repeats one, which must not count twice.
     data = ["data.val_clips=5", f"data.root={workspace}/odd"]

@@ -16,9 +16,10 @@ from omegaconf import OmegaConf
 
 from evad.analysis import summarize
 from evad.config import load_config
-from evad.runs.files import CONFIG, RECORD, read_metrics
+from evad.runs.files import CONFIG, RECORD, read_record
+from evad.runs.folders import best_epoch, read_metrics
 from evad.runs.names import config_digest
-from evad.runs.record import best_epoch, read_record, recorded, save_config, write_record
+from evad.runs.record import recorded, save_config, write_record
 from evad.sweeps.callback import SweepCallback
 from evad.sweeps.jobs import LOCK, job_of_further_rank, sweep_job
 from evad.sweeps.summary import markdown, read_jobs, write_summary
@@ -113,9 +114,9 @@ def test_job_of_another_process_is_left_alone(cfg, tmp_path):
 
 def test_processes_of_further_devices_join_the_job_under_way(cfg, tmp_path, monkeypatch):
     """Their command line is that of the whole sweep."""
+    broken_run(tmp_path, cfg)
     monkeypatch.setenv("LOCAL_RANK", "1")
     joined = []
-    broken_run(tmp_path, cfg)
     for _ in range(2):
         sweep_job(lambda _: joined.append(job_of_further_rank()), cfg, tmp_path)
         (tmp_path / "checkpoints/last.ckpt").unlink(missing_ok=True)
@@ -141,6 +142,29 @@ def test_record_says_how_a_run_went(tmp_path):
     found = read_record(tmp_path)
     found.pop("seconds")
     assert found == {"status": "failed", "attempts": 2, "error": "ValueError: no", **same}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "first"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "8", "LOCAL_RANK": "0"}, False),
+        ({"LOCAL_RANK": "1"}, False),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
+        ({"LOCAL_RANK": "0", "SLURM_PROCID": "3"}, True),
+        ({"SLURM_PROCID": "3"}, False),
+    ],
+)
+def test_only_the_first_of_several_processes_writes(tmp_path, monkeypatch, ranks, first):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, rank in ranks.items():
+        monkeypatch.setenv(name, rank)
+    save_config(OmegaConf.create({"seed": 1}), tmp_path)
+    write_record(tmp_path, {"status": "running"})
+    names = {"config.yaml", "config.resolved.yaml", "run.json"} if first else set()
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_run_that_goes_on_is_recorded_as_it_began():

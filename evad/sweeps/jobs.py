@@ -20,9 +20,8 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from evad.device import release_freed_memory
-from evad.runs.files import CONFIG, WANDB_ID
+from evad.runs.files import CONFIG, WANDB_ID, read_record
 from evad.runs.names import WITHOUT_EFFECT, config_digest
-from evad.runs.record import read_record
 
 log = logging.getLogger(__name__)
 
