@@ -335,16 +335,26 @@ def test_jobs_are_named_by_what_the_sweep_changes(tmp_path):
     assert names_of(tmp_path / "one", "seed=3 data=mini", [["seed=3", "data=mini"]]) == ["data-mini+seed-3"]
 
 
-@pytest.mark.parametrize("other", ["data=ava", "", "data=mini init_from=a.pth", "data=mini,ava"])
-def test_sweeps_in_one_folder_that_differ_in_a_constant_have_names_of_their_own(tmp_path, other):
+@pytest.mark.parametrize(
+    ("other", "name"),
+    [
+        ("data=ava", "data-ava+seed-0"),
+        ("data=mini init_from=a.pth", "init_from-a.pth+seed-0"),
+        ("data=mini,ava", "data-mini+seed-0"),
+        ("data=mini model.keep_rate=0.7", "keep_rate-0.7+seed-0"),
+        ("", "seed-0+"),  # and a digest: a name cannot say what is not set
+    ],
+)
+def test_a_later_sweep_of_a_folder_is_named_by_how_it_differs_from_the_first(tmp_path, other, name):
     def first():
         return names_of(tmp_path, "data=mini seed=0,1", [["data=mini", "seed=0"]])
 
     assert first() == ["seed-0"]
     job = ["seed=0", *other.replace(",ava", "").split()]
-    found = names_of(tmp_path, f"seed=0,1 {other}", [job])
-    assert found != ["seed-0"]
-    assert names_of(tmp_path, f"{other} seed=1,0", [job[::-1]]) == found
+    (found,) = names_of(tmp_path, f"seed=0,1 {other}", [job])
+    assert found == name if other else len(found) == len(name) + 8
+    assert names_of(tmp_path, f"{other} seed=1,0", [job[::-1]]) == [found]
+    assert names_of(tmp_path, f"{other} seed=0", [job]) == [found]
     assert first() == ["seed-0"]
 
 

@@ -19,7 +19,7 @@ from evad.sweeps.jobs import log
 from evad.sweeps.summary import cause, write_summary
 
 SWEEP = "sweep.json"
-"""Notes the first sweep of a folder: `swept` keys, which the names of all jobs have, and `constant` {key: value}."""
+"""What the names in a sweep's folder leave out: {key: value} of the folder's first sweep."""
 
 
 class SweepCallback(Callback):
@@ -80,25 +80,24 @@ class SweepCallback(Callback):
 def constant_keys(folder: Path, overrides: Sequence[Override]) -> tuple[list[str], bool]:
     """Decide which keys the names of a sweep's jobs leave out.
 
-    These are the keys with one value for all jobs, unless the folder's first sweep listed values for them and so has
-    them in its names. Without any list of values the names have all keys.
+    In a folder's first sweep these are the keys with one value for all jobs (none if every key has one value). In later
+    sweeps they are the keys that the first one left out too, as far as they have the same value.
 
     Args:
         folder: The sweep's folder, where the first sweep is noted.
         overrides: Of the whole sweep; a later one replaces an earlier one of the same key.
 
     Returns:
-        The keys, and whether the names need a digest because the first sweep had other values for them.
+        The keys, and whether the names need a digest because a value of the first sweep is not set in this one.
     """
     parsed = {split_override(one.get_key_element())[0]: one for one in overrides}
-    parsed = {key: one for key, one in parsed.items() if not is_without_effect(key)}
-    listed = {key for key, one in parsed.items() if one.is_sweep_override()}
+    parsed = {key: one for key, one in sorted(parsed.items()) if not is_without_effect(key)}
+    single = {key: one.get_value_element_as_str() for key, one in parsed.items() if not one.is_sweep_override()}
     path = folder / SWEEP
-    first = json.loads(path.read_text()) if path.is_file() else None
-    named = listed | (parsed.keys() & set(first["swept"] if first else ())) or set(parsed)
-    constant = {key: one.get_value_element_as_str() for key, one in sorted(parsed.items()) if key not in named}
-    if first is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"swept": sorted(named), "constant": constant}, indent=2) + "\n")
-        return list(constant), False
-    return list(constant), constant != {key: value for key, value in first["constant"].items() if key not in named}
+    if path.is_file():
+        first = json.loads(path.read_text())
+        return [key for key in single if single[key] == first.get(key)], not first.keys() <= parsed.keys()
+    constant = single if len(single) < len(parsed) else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(constant, indent=2) + "\n")
+    return list(constant), False
