@@ -1,9 +1,9 @@
-"""Summary of one or several sweeps: mean and standard deviation over seeds, as a markdown table.
+"""Summarise one or several sweeps: mean and standard deviation over seeds, as a Markdown table.
 
     python scripts/summarize_sweep.py multirun/mini_keep_rate
     python scripts/summarize_sweep.py multirun/first multirun/second --csv both.csv
 
-Prints the table. Of a single sweep, `summary.csv` and `summary.md` in its folder are written anew, as `--multirun` does
+Prints the table. For a single sweep it also writes `summary.csv` and `summary.md` to its folder, as `--multirun` does
 after every job.
 """
 
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     for folder in options.folders:
         if not len(read_jobs([folder])):
-            sys.exit(f"error: {folder}: no run.json in any folder of it; give the folder of a sweep")
+            sys.exit(f"error: {folder}: none of its folders has a run.json; give the folder of a sweep")
     jobs = write_summary(options.folders[0]) if len(options.folders) == 1 else read_jobs(options.folders)
     print(markdown(", ".join(folder.name for folder in options.folders), jobs))
     if options.csv:

@@ -65,7 +65,7 @@ def test_runs_are_found_at_any_depth_in_natural_order_and_once(tmp_path, write_r
     for name in names:
         write_run(tmp_path / name)
     (tmp_path / "sweep" / "multirun.yaml").write_text("hydra: {}\n")
-    write_run(tmp_path / "sweep/2/eval/2026")  # whatever lies in an evaluation is part of its run
+    write_run(tmp_path / "sweep/2/eval/2026")  # everything in an evaluation is part of its run
     found = read_runs(tmp_path / "sweep", tmp_path, tmp_path / "sweep" / "10")
     assert found["run"].tolist() == [(tmp_path / name).as_posix() for name in names]
 
@@ -314,7 +314,7 @@ def test_what_the_loggers_are_told_is_what_an_export_is_read_by():
 
 def test_a_csv_that_is_no_wandb_export_is_refused(tmp_path):
     (tmp_path / "export.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"no column State, val/mAP but a, b: show it"):
+    with pytest.raises(ValueError, match=r"no column State, val/mAP, only a, b: show it"):
         read_wandb_export(tmp_path / "export.csv")
 
 

@@ -35,7 +35,7 @@ MARKERS = "osD^vPX"
 
 
 def colour(number: int) -> str:
-    """A colour that stands out on white, in turn."""
+    """Colour of a line by its number; all are visible on white."""
     return (BLUE, ORANGE, GREEN, COLOURS[6], COLOURS[0], COLOURS[1], "black")[number % 7]
 
 
@@ -49,7 +49,7 @@ def learning_curves(curves: pd.DataFrame, runs: pd.DataFrame) -> Figure:
 
     Args:
         curves: As `evad.analysis.curves` gives them.
-        runs: The same runs by `read_runs`; interrupted ones are drawn as far as they got.
+        runs: The same runs by `read_runs`; of unfinished ones the epochs so far are drawn.
 
     Raises:
         ValueError: if nothing was logged.

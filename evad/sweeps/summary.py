@@ -1,4 +1,4 @@
-"""What a sweep found: one row per job, and mean ± standard deviation over seeds."""
+"""Results of sweeps: one row per job, and mean ± standard deviation over seeds."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ MEASURES = ("mAP_best", "mAP_last", "person_AP_best", "gflops", "train_clips_per
 
 
 def read_jobs(folders: Iterable[Path]) -> pd.DataFrame:
-    """One row per job of one or several sweeps, finished or not; none where nothing was trained.
+    """Read one row per job of one or several sweeps, finished or not; none if nothing was trained.
 
     Args:
         folders: Sweep folders.
 
     Returns:
-        Columns of `read_runs`: `run`, `status`, the settings that vary, by the last part of their key where that is
-        enough, `seed`, `MEASURES`, `best_epoch`, `seconds`, `attempts` and `problems`.
+        Columns of `read_runs`: `run`, `status`, the settings that vary (by the last part of their key, unless two
+        share it), `seed`, `MEASURES`, `best_epoch`, `seconds`, `attempts` and `problems`.
     """
     runs = sorted(path.parent for folder in folders for path in folder.glob(f"*/{RECORD}"))
     if not runs:
@@ -41,7 +41,7 @@ def read_jobs(folders: Iterable[Path]) -> pd.DataFrame:
 
 
 def markdown(title: str, jobs: pd.DataFrame) -> str:
-    """The summary as a page: a table over settings, and a list of jobs that are not finished."""
+    """The summary as Markdown: a table over settings, and a list of jobs that are not finished."""
     settings = varying(jobs)
     rows = []
     for row in summarize(jobs, settings, MEASURES).to_dict("records"):
@@ -73,7 +73,7 @@ def write_summary(folder: Path) -> pd.DataFrame:
 
 
 def replace(path: Path, text: str) -> None:
-    """Write a file at once: jobs that run side by side all write the summary."""
+    """Replace a file in one step, because jobs that run in parallel all write the summary."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(text)
     draft.replace(path)
