@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -88,13 +89,7 @@ def figures_of_classes(out: Folder, runs: pd.DataFrame, classes: pd.DataFrame) -
 
 def figures_of_tokens(out: Folder, runs: pd.DataFrame, clips: int) -> None:
     """Surviving tokens, area shares and attention, from the checkpoint of the first finished run that prunes."""
-    opened: list[OpenRun] = []
-
-    def run() -> OpenRun:
-        if not opened:
-            opened.append(open_run(first_pruning_run(runs)))
-        return opened[0]
-
+    run = cache(lambda: open_run(first_pruning_run(runs)))
     for number in range(clips):
         out.draw(f"tokens_{number}", lambda number=number: survival(run(), number, clips))
         out.draw(f"attention_{number}", lambda number=number: attention(run(), number, clips))

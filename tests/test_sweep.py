@@ -299,8 +299,8 @@ def test_sweep_with_unfinished_jobs_ends_with_an_error_that_counts_them(sweep, c
 
 def multirun(folder, command, **hydra):
     """What Hydra hands to the callback when a sweep of this command line starts in a folder."""
-    sweep = {"dir": str(folder), "subdir": "${job_name:${hydra.overrides.task}}"}
-    return OmegaConf.create({"hydra": {"overrides": {"task": command.split(), "hydra": []}, "sweep": sweep} | hydra})
+    overrides = {"task": command.split(), "hydra": []}
+    return OmegaConf.create({"hydra": {"overrides": overrides, "sweep": {"dir": str(folder)}} | hydra})
 
 
 def names_of(folder, command, jobs, **hydra):
@@ -309,7 +309,7 @@ def names_of(folder, command, jobs, **hydra):
     SweepCallback().on_multirun_start(config)
     parser = OverridesParser.create()
     added = parser.parse_overrides(OmegaConf.to_container(config.hydra.overrides.hydra))
-    subdir = next((str(one.value()) for one in added if one.key_or_group == "hydra.sweep.subdir"), None)
+    (subdir,) = (str(one.value()) for one in added if one.key_or_group == "hydra.sweep.subdir")
     return [OmegaConf.create({"hydra": {"overrides": {"task": job}}, "name": subdir}).name for job in jobs]
 
 
@@ -318,7 +318,7 @@ def test_listing_values_of_a_key_that_is_no_part_of_the_names_is_an_error(tmp_pa
         SweepCallback().on_multirun_start(multirun(tmp_path, "data.num_workers=0,1"))
     config = multirun(tmp_path / "a b", "data.num_workers=1 seed=0,1 model.roi_extension=[0,0],[1,1]")
     SweepCallback().on_multirun_start(config)
-    assert config.hydra.overrides.hydra[0] == f"hydra.sweep.dir='{tmp_path}/a b'"
+    assert config.hydra.overrides.hydra[1] == f"hydra.sweep.dir='{tmp_path}/a b'"
 
 
 REST = "experiment=mini_ablation trainer=cpu data=mini data.root=/a/b init_from=o/best.ckpt"
@@ -359,9 +359,11 @@ def test_a_later_sweep_of_a_folder_is_named_by_how_it_differs_from_the_first(tmp
 
 
 def test_a_name_for_the_jobs_on_the_command_line_is_kept(tmp_path):
-    config = multirun(tmp_path, "seed=0,1", sweep={"dir": str(tmp_path), "subdir": "mine"})
+    config = multirun(tmp_path, "seed=0,1")
+    config.hydra.overrides.hydra = ["hydra.sweep.subdir=mine"]
     SweepCallback().on_multirun_start(config)
-    assert config.hydra.overrides.hydra == [f"hydra.sweep.dir='{tmp_path}'"]
+    added = OmegaConf.to_container(config.hydra.overrides.hydra)
+    assert added[1:] == ["hydra.sweep.subdir=mine", f"hydra.sweep.dir='{tmp_path}'"]  # of one key the last counts
 
 
 def test_other_commands_and_single_runs_get_no_summary(tmp_path):

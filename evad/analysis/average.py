@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from omegaconf import OmegaConf
 
 from evad.analysis.tables import is_number
@@ -83,17 +84,10 @@ def scores_of_evaluation(path: Path) -> Scores:
     """
     report = read_report(path)
     values = {AP + name: value for name, value in report.pop("per_class", {}).items()}
-    values |= {name: value for name, value in flat(report).items() if name not in UNRELATED}
+    (flat,) = pd.json_normalize(report, sep="/").to_dict("records")
+    values |= {str(name): value for name, value in flat.items() if name not in UNRELATED}
     split = split_of_evaluation(path.parent, Path(report.get("checkpoint", "")))
     return Scores(str(path), split, None, {name: float(value) for name, value in values.items() if is_number(value)})
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested dictionaries, named by their path."""
-    leaves: dict[str, Any] = {}
-    for name, value in tree.items():
-        leaves |= flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {prefix + name: value}
-    return leaves
 
 
 def split_of_evaluation(folder: Path, checkpoint: Path) -> int | None:
@@ -140,18 +134,14 @@ def table(result: dict[str, Any]) -> str:
 def remarks(result: dict[str, Any]) -> list[str]:
     """Reasons why the mean may not be the one that was meant."""
     notes = []
-    splits = Counter(run["split"] for run in result["runs"] if run["split"] is not None)
-    if repeated := [split for split, count in splits.items() if count > 1]:
+    splits = [run["split"] for run in result["runs"] if run["split"] is not None]
+    if repeated := [split for split in splits if splits.count(split) > 1]:
         notes.append(f"several runs are of split {repeated[0]}; leave all but one out to average over splits")
     for folder in (Path(run["source"]) for run in result["runs"] if run["epoch"] is not None):
         if (state := read_record(folder).get("status", "unknown")) != "finished":
             notes.append(f"{folder} is {state}: its best epoch so far counts")
-    kinds = {run["epoch"] is None for run in result["runs"]}
-    if len(kinds) > 1:
+    if len({run["epoch"] is None for run in result["runs"]}) > 1:
         notes.append("training runs (best epoch) and evaluations are mixed")
-    if result["left_out"]:
-        notes.append(
-            f"{len(result['left_out'])} scores that only some runs have are left out: "
-            f"{', '.join(result['left_out'][:5])}"
-        )
+    if names := result["left_out"]:
+        notes.append(f"{len(names)} scores that only some runs have are left out: {', '.join(names[:5])}")
     return notes

@@ -70,9 +70,9 @@ def read_runs(*folders: str | Path) -> pd.DataFrame:
 
 
 def row(run: RunFolder, swept: Iterable[str]) -> dict[str, Any]:
-    """One run as one row."""
-    quality = quality_of(run)
-    if not run.metrics.empty and not quality["epochs"]:
+    """One run as one row; AP is NaN if it was never validated."""
+    mean, person, best = run.column("val/mAP"), run.column("val/person_AP"), run.best_epoch
+    if not run.metrics.empty and best is None:
         run.lacks("never validated")
     return {
         "run": run.path.as_posix(),
@@ -82,21 +82,6 @@ def row(run: RunFolder, swept: Iterable[str]) -> dict[str, Any]:
         **{column: plain(run.setting(key)) for column, key in SETTINGS.items()},
         **{part: part_name(run, part) for part in PARTS},
         **{key: swept_value(run, key) for key in swept},
-        **quality,
-        "gflops": run.column("cost/gflops").iloc[-1:].mean(),
-        "train_clips_per_s": run.column("cost/train_clips_per_s").median(),
-        "peak_memory_mb": run.column("cost/peak_memory_mb").max(),
-        **{name: run.record.get(name, float("nan")) for name in ("seconds", "attempts")},
-        "evaluations": len(evaluation_files(run.path)),
-        "problems": "; ".join(run.problems),
-    }
-
-
-def quality_of(run: RunFolder) -> dict[str, Any]:
-    """Validation AP of the last and of the best epoch; NaN if the run was never validated."""
-    mean, person = run.column("val/mAP"), run.column("val/person_AP")
-    best = run.best_epoch
-    return {
         "epochs": len(mean),
         "max_epochs": run.setting("trainer.max_epochs"),
         "mAP_last": mean.iloc[-1:].mean(),
@@ -104,6 +89,12 @@ def quality_of(run: RunFolder) -> dict[str, Any]:
         "best_epoch": None if best is None else best + 1,
         "person_AP_last": person.iloc[-1:].mean(),
         "person_AP_best": float(person.get(best, float("nan"))),
+        "gflops": run.column("cost/gflops").iloc[-1:].mean(),
+        "train_clips_per_s": run.column("cost/train_clips_per_s").median(),
+        "peak_memory_mb": run.column("cost/peak_memory_mb").max(),
+        **{name: run.record.get(name, float("nan")) for name in ("seconds", "attempts")},
+        "evaluations": len(evaluation_files(run.path)),
+        "problems": "; ".join(run.problems),
     }
 
 
@@ -158,21 +149,14 @@ def per_class(*folders: str | Path) -> pd.DataFrame:
         `run` and `name` as in `read_runs`, `class`, `AP_last`, `AP_best` (in the epoch of the best mAP), in the order
         of class ids.
     """
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for run in map(read_folder, find_runs(folders)):
         best = run.scores(run.best_epoch) if run.best_epoch is not None else {}
         ids = [str(name).removeprefix("val/AP/") for name in run.metrics.columns if str(name).startswith("val/AP/")]
         for number in sorted(ids, key=lambda name: (not name.isdecimal(), name.zfill(9))):
-            values = run.column(f"val/AP/{number}")
-            rows.append(
-                {
-                    "run": run.path.as_posix(),
-                    "name": run.setting("name"),
-                    "class": run.classes.get(number, number),
-                    "AP_last": values.iloc[-1:].mean(),
-                    "AP_best": best.get(f"AP/{number}", float("nan")),
-                }
-            )
+            last = run.column(f"val/AP/{number}").iloc[-1:].mean()
+            label = run.classes.get(number, number)
+            rows.append((run.path.as_posix(), run.setting("name"), label, last, best.get(f"AP/{number}", float("nan"))))
     return pd.DataFrame(rows, columns=["run", "name", "class", "AP_last", "AP_best"])
 
 

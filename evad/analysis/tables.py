@@ -168,14 +168,9 @@ def table_row(row: Mapping[Any, Any], base: Mapping[Any, Any] | None, settings: 
         cells[title] = with_deviation(row[f"{measure}_mean"], row[f"{measure}_std"], scale=100, digits=1)
     for measure in ("gflops", "train_clips_per_s", "peak_memory_mb"):
         value = row[f"{measure}_mean"]
+        change = value / base[f"{measure}_mean"] - 1 if base and row[settings[-1]] != base[settings[-1]] else math.nan
         text = "-" if math.isnan(value) else f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
-        if (
-            base is not None
-            and row[settings[-1]] != base[settings[-1]]
-            and not math.isnan(value / base[f"{measure}_mean"])
-        ):
-            text += f" ({value / base[f'{measure}_mean'] - 1:+.0%})"
-        cells[TITLES[measure]] = text
+        cells[TITLES[measure]] = text if math.isnan(change) else f"{text} ({change:+.0%})"
     return cells
 
 

@@ -6,32 +6,22 @@ from pathlib import Path
 
 import pandas as pd
 
-from evad.analysis.read import CHOICE_OF_CLASS, MEASURES, PARTS
+from evad.analysis.read import CHOICE_OF_CLASS, MEASURES, PARTS, SETTINGS
 
 COLUMNS = {
     "run": ("ID", "Name"),
     "name": ("name", "Name"),
     "status": ("State",),
     "seed": ("seed",),
-    "keep_rate": ("model/keep_rate",),
-    "w_kf": ("model/w_kf",),
-    "roi_extension": ("model/roi_extension",),
-    "decoder_depth": ("model/decoder_depth",),
-    "context_order": ("model/context_order",),
-    "fill": ("model/fill",),
-    "pruning": ("model/pruning",),
-    "classifier": ("model/classifier",),
-    "keyframe": ("model/keyframe",),
-    "decoder_input": ("model/decoder_input",),
+    **{name: (f"model/{name}",) for name in SETTINGS if name != "image_size"},
+    **{part: (f"model/{part}",) for part in PARTS},
     "image_size": ("data/image_size",),
     "max_epochs": ("max_epochs",),
     "mAP_last": ("val/mAP",),
     "mAP_best": ("val/mAP.max",),
     "person_AP_last": ("val/person_AP",),
     "person_AP_best": ("val/person_AP.max",),
-    "gflops": ("cost/gflops",),
-    "train_clips_per_s": ("cost/train_clips_per_s",),
-    "peak_memory_mb": ("cost/peak_memory_mb",),
+    **{name: (f"cost/{name}",) for name in ("gflops", "train_clips_per_s", "peak_memory_mb")},
     "seconds": ("Runtime", "_runtime"),
 }
 """Our column -> W&B's, of which the first existing one is read. Nested configurations have dots or slashes."""

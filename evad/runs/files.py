@@ -17,6 +17,7 @@ and `run.json`, the record of how the run went:
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,13 @@ def metric_files(run_dir: Path) -> list[Path]:
     earlier = [path for path in run_dir.glob("metrics.*.csv") if path.suffixes[0][1:].isdecimal()]
     parts = [*sorted(earlier, key=lambda path: int(path.suffixes[0][1:])), run_dir / METRICS]
     return [part for part in parts if part.is_file()]
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file in one step, so that a reader or another writer never sees half of it."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text)
+    draft.replace(path)
 
 
 def read_record(run_dir: Path) -> dict[str, Any]:

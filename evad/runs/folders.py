@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,13 @@ from evad.runs.names import plain_value, split_override
 
 BELOW_A_RUN = ("checkpoints", "eval", "predict", "wandb")
 """Folders inside a run that hold no runs of their own."""
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".json": lambda path: json.loads(path.read_text()),
+    ".yaml": lambda path: OmegaConf.to_container(OmegaConf.load(path)),
+    ".csv": pd.read_csv,
+}
 
 
 @dataclass
@@ -152,11 +159,10 @@ def read_settings(run: RunFolder) -> None:
         run.record = load(run, run.path / RECORD, dict)
         if run.record.get("error"):
             run.problems.append(" ".join(str(run.record["error"]).split()))
-    config = next(filter(Path.is_file, (run.path / RESOLVED, run.path / CONFIG)), None)
-    if config is None:
-        run.lacks("no configuration")
-    else:
+    if config := next(filter(Path.is_file, (run.path / RESOLVED, run.path / CONFIG)), None):
         run.config = load(run, config, dict)
+    else:
+        run.lacks("no configuration")
     run.overrides = dict(split_override(str(override)) for override in run.record.get("overrides", []))
     hydra = run.path / ".hydra" / "hydra.yaml"
     tree = load(run, hydra, dict).get("hydra", {}) if hydra.is_file() else {}
@@ -170,12 +176,10 @@ def read_settings(run: RunFolder) -> None:
 
 
 def load(run: RunFolder, path: Path, kind: type) -> Any:
-    """Content of a YAML or JSON file; if it is broken, note the problem and return an empty `kind`."""
+    """Content of a YAML, JSON or csv file; if it is broken, note the problem and return an empty `kind`."""
     try:
-        content = (
-            json.loads(path.read_text()) if path.suffix == ".json" else OmegaConf.to_container(OmegaConf.load(path))
-        )
-    except Exception as error:  # whatever the YAML reader raises for a broken file: the run still gets its row
+        content = READERS[path.suffix](path)
+    except Exception as error:  # whatever the readers raise for a broken file: the run still gets its row
         run.problems.append(f"{path.name} cannot be read: {str(error).splitlines()[0]}")
         return kind()
     if not isinstance(content, kind):
@@ -186,15 +190,10 @@ def load(run: RunFolder, path: Path, kind: type) -> Any:
 
 def read_parts(run: RunFolder) -> pd.DataFrame:
     """All logged values; a file that cannot be read becomes a problem, the others still count."""
-    tables = []
-    for part in metric_files(run.path):
-        try:
-            tables.append(pd.read_csv(part))
-        except (OSError, ValueError) as error:  # pandas raises ValueErrors for empty and broken files
-            run.problems.append(f"{part.name} cannot be read: {str(error).splitlines()[0]}")
+    tables = [load(run, part, pd.DataFrame) for part in metric_files(run.path)]
     if not (run.path / METRICS).is_file():
         run.lacks(f"{METRICS} is missing")
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    return pd.concat([table for table in tables if len(table)] or [pd.DataFrame()], ignore_index=True)
 
 
 def read_metrics(run_dir: Path) -> pd.DataFrame:
@@ -205,10 +204,9 @@ def read_metrics(run_dir: Path) -> pd.DataFrame:
 def best_epoch(run_dir: Path) -> dict[str, float]:
     """Epoch with the highest val/mAP and its scores, without those of single classes; {} if there is none."""
     run = RunFolder(run_dir, metrics=read_metrics(run_dir))
-    if run.best_epoch is None:
+    if (epoch := run.best_epoch) is None:
         return {}
-    scores = {f"val/{name}": value for name, value in run.scores(run.best_epoch).items() if not name.startswith("AP/")}
-    return {"epoch": run.best_epoch, **scores}
+    return {"epoch": epoch, **{f"val/{name}": value for name, value in run.scores(epoch).items() if name[:3] != "AP/"}}
 
 
 def evaluation_files(run_dir: Path) -> list[Path]:

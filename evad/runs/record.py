@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from evad.runs.files import CONFIG, RECORD, RESOLVED, read_record
+from evad.runs.files import CONFIG, RECORD, RESOLVED, read_record, replace
 from evad.runs.folders import best_epoch
 
 
@@ -31,11 +31,9 @@ def save_config(cfg: DictConfig, run_dir: Path) -> None:
 
 
 def write_record(run_dir: Path, record: dict[str, Any]) -> None:
-    """Replace `run.json` in one step, so that a reader never sees half of it."""
+    """Write `run.json`."""
     if is_first_process():
-        draft = run_dir / f"{RECORD}.draft"
-        draft.write_text(json.dumps(record, indent=2) + "\n")
-        draft.replace(run_dir / RECORD)
+        replace(run_dir / RECORD, json.dumps(record, indent=2) + "\n")
 
 
 @contextmanager

@@ -41,15 +41,11 @@ class SweepCallback(Callback):
                     f"{override.input_line}: {override.key_or_group} does not change what is trained, so these jobs "
                     "would be the same; give one value, or start one sweep=NAME for each"
                 )
+        constant, with_digest = constant_keys(Path(hydra.sweep.dir), overrides)
+        name = f"${{job_name:${{hydra.overrides.task}},[{','.join(constant)}],{str(with_digest).lower()}}}"
         with read_write(config), open_dict(config):
+            hydra.overrides.hydra.insert(0, f"hydra.sweep.subdir='{name}'")  # first: the user's own takes precedence
             hydra.overrides.hydra.append(f"hydra.sweep.dir='{hydra.sweep.dir}'")
-            subdir = OmegaConf.to_container(hydra.sweep, resolve=False)["subdir"]  # type: ignore[index, call-overload]
-            if subdir == "${job_name:${hydra.overrides.task}}":  # not the user's own
-                constant, with_digest = constant_keys(Path(hydra.sweep.dir), overrides)
-                arguments = f"[{','.join(constant)}],{str(with_digest).lower()}"
-                hydra.overrides.hydra.append(
-                    f"hydra.sweep.subdir='${{job_name:${{hydra.overrides.task}},{arguments}}}'"
-                )
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Summarise the results so far, in case the sweep is killed later."""

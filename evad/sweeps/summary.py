@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pandas as pd
 from evad.analysis import read_runs, summarize
 from evad.analysis.tables import NO_SETTINGS, TITLES, cell, varying, with_deviation
 from evad.analysis.tables import markdown as markdown_table
-from evad.runs.files import RECORD
+from evad.runs.files import RECORD, replace
 from evad.runs.names import last_part
 
 MEASURES = ("mAP_best", "mAP_last", "person_AP_best", "gflops", "train_clips_per_s", "peak_memory_mb")
@@ -70,10 +69,3 @@ def write_summary(folder: Path) -> pd.DataFrame:
         replace(folder / "summary.csv", jobs.assign(run=[Path(run).name for run in jobs["run"]]).to_csv(index=False))
         replace(folder / "summary.md", markdown(folder.name, jobs))
     return jobs
-
-
-def replace(path: Path, text: str) -> None:
-    """Replace a file in one step, because jobs that run in parallel all write the summary."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text)
-    draft.replace(path)
