@@ -10,16 +10,15 @@ import time
 import pandas as pd
 import pytest
 from filelock import FileLock
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
 from evad.analysis import summarize
 from evad.config import load_config
 from evad.runs.files import CONFIG, RECORD, read_record
-from evad.runs.folders import best_epoch, read_metrics
+from evad.runs.folders import read_metrics
 from evad.runs.names import config_digest
-from evad.runs.record import recorded, save_config, write_record
+from evad.runs.record import save_config, write_record
 from evad.sweeps.callback import SweepCallback
 from evad.sweeps.jobs import LOCK, job_of_further_rank, sweep_job
 from evad.sweeps.summary import markdown, read_jobs, write_summary
@@ -126,47 +125,6 @@ def test_processes_of_further_devices_join_the_job_under_way(cfg, tmp_path, monk
     assert job_of_further_rank() is None
 
 
-def test_record_says_how_a_run_went(tmp_path):
-    metrics = pd.DataFrame({"epoch": [0, 1, 2], "step": [1, 3, 5], "val/mAP": [0.1, 0.3, 0.2], "val/AP/1": 0.0})
-    with recorded(tmp_path, ["seed=1"], "abc") as record:
-        assert read_record(tmp_path)["status"] == "running"
-        metrics.to_csv(tmp_path / "metrics.csv", index=False)
-        record["value"] = 0.3
-    found = read_record(tmp_path)
-    assert found.pop("seconds") >= 0
-    best = {"epoch": 1, "val/mAP": 0.3}
-    same = {"overrides": ["seed=1"], "config": "abc"}
-    assert found == {"status": "finished", "attempts": 1, "value": 0.3, "best": best, **same}
-    with pytest.raises(ValueError, match="no"), recorded(tmp_path, ["seed=1"], "abc"):
-        raise ValueError("no")
-    found = read_record(tmp_path)
-    found.pop("seconds")
-    assert found == {"status": "failed", "attempts": 2, "error": "ValueError: no", **same}
-
-
-@pytest.mark.parametrize(
-    ("ranks", "first"),
-    [
-        ({}, True),
-        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
-        ({"RANK": "8", "LOCAL_RANK": "0"}, False),
-        ({"LOCAL_RANK": "1"}, False),
-        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
-        ({"LOCAL_RANK": "0", "SLURM_PROCID": "3"}, True),
-        ({"SLURM_PROCID": "3"}, False),
-    ],
-)
-def test_only_the_first_of_several_processes_writes(tmp_path, monkeypatch, ranks, first):
-    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
-        monkeypatch.delenv(name, raising=False)
-    for name, rank in ranks.items():
-        monkeypatch.setenv(name, rank)
-    save_config(OmegaConf.create({"seed": 1}), tmp_path)
-    write_record(tmp_path, {"status": "running"})
-    names = {"config.yaml", "config.resolved.yaml", "run.json"} if first else set()
-    assert {path.name for path in tmp_path.iterdir()} == names
-
-
 def test_run_that_goes_on_is_recorded_as_it_began():
     """Twice interrupted it must go on too, though its saved configuration has absolute paths."""
     record = {"overrides": ["init_from=a.pth", "recipe.base_lr=0.01"], "config": "first"}
@@ -193,23 +151,11 @@ def test_a_resume_that_changes_the_configuration_saves_it_beside_the_earlier_one
     assert OmegaConf.load(tmp_path / "config.yaml").resume is None
 
 
-def test_best_epoch_is_found_where_a_resume_set_the_metrics_aside(tmp_path):
-    (tmp_path / "metrics.0.csv").write_text("epoch,val/mAP\n0,0.5\n1,0.25\n")
-    assert best_epoch(tmp_path) == {"epoch": 0, "val/mAP": 0.5}
-    assert best_epoch(tmp_path / "nothing") == {}
-
-
 @pytest.mark.parametrize("text", ["", "\n"])
 def test_metrics_of_a_run_killed_before_its_first_line_are_none(tmp_path, text):
     (tmp_path / "metrics.csv").write_text(text)
     keep_earlier_metrics(tmp_path, tmp_path / "unread.ckpt")
     assert not list(tmp_path.glob("metrics.*.csv"))
-
-
-def test_unreadable_record_is_none(tmp_path):
-    assert read_record(tmp_path) == {}
-    (tmp_path / RECORD).write_text('{"status": "fin')
-    assert read_record(tmp_path) == {}
 
 
 @pytest.fixture
@@ -295,75 +241,6 @@ def test_sweep_with_unfinished_jobs_ends_with_an_error_that_counts_them(sweep, c
     for path in sweep.glob(f"*/{RECORD}"):
         write_record(path.parent, read_record(path.parent) | {"status": "finished"})
     SweepCallback().on_multirun_end(config)
-
-
-def multirun(folder, command, **hydra):
-    """What Hydra hands to the callback when a sweep of this command line starts in a folder."""
-    overrides = {"task": command.split(), "hydra": []}
-    return OmegaConf.create({"hydra": {"overrides": overrides, "sweep": {"dir": str(folder)}} | hydra})
-
-
-def names_of(folder, command, jobs, **hydra):
-    """Folder names that a sweep gives to jobs, each as Hydra composes it."""
-    config = multirun(folder, command, **hydra)
-    SweepCallback().on_multirun_start(config)
-    parser = OverridesParser.create()
-    added = parser.parse_overrides(OmegaConf.to_container(config.hydra.overrides.hydra))
-    (subdir,) = (str(one.value()) for one in added if one.key_or_group == "hydra.sweep.subdir")
-    return [OmegaConf.create({"hydra": {"overrides": {"task": job}}, "name": subdir}).name for job in jobs]
-
-
-def test_listing_values_of_a_key_that_is_no_part_of_the_names_is_an_error(tmp_path):
-    with pytest.raises(SystemExit, match=r"data\.num_workers=0,1.*would be the same"):
-        SweepCallback().on_multirun_start(multirun(tmp_path, "data.num_workers=0,1"))
-    config = multirun(tmp_path / "a b", "data.num_workers=1 seed=0,1 model.roi_extension=[0,0],[1,1]")
-    SweepCallback().on_multirun_start(config)
-    assert config.hydra.overrides.hydra[1] == f"hydra.sweep.dir='{tmp_path}/a b'"
-
-
-REST = "experiment=mini_ablation trainer=cpu data=mini data.root=/a/b init_from=o/best.ckpt"
-
-
-def test_jobs_are_named_by_what_the_sweep_changes(tmp_path):
-    for rates in ("0.7,1.0", "1.0,0.7,0.8", "0.7"):  # in another order, with more values, with one of them
-        command = f"{REST} seed=0,1 model.keep_rate={rates} logger=csv"
-        jobs = [[*REST.split(), f"seed={seed}", "model.keep_rate=0.7"] for seed in (0, 1)]
-        assert names_of(tmp_path / "rates", command, jobs) == ["keep_rate-0.7+seed-0", "keep_rate-0.7+seed-1"]
-    jobs = [[*REST.split(), "model/pruning=none", "ablation=pruning"]]
-    params = {"sweeper": {"params": {"model/pruning": "none,random"}}}  # as conf/ablation/pruning.yaml lists them
-    assert names_of(tmp_path / "params", f"{REST} ablation=pruning", jobs, **params) == ["pruning-none"]
-    assert names_of(tmp_path / "one", "seed=3 data=mini", [["seed=3", "data=mini"]]) == ["data-mini+seed-3"]
-
-
-@pytest.mark.parametrize(
-    ("other", "name"),
-    [
-        ("data=ava", "data-ava+seed-0"),
-        ("data=mini init_from=a.pth", "init_from-a.pth+seed-0"),
-        ("data=mini,ava", "data-mini+seed-0"),
-        ("data=mini model.keep_rate=0.7", "keep_rate-0.7+seed-0"),
-        ("", "seed-0+"),  # and a digest: a name cannot say what is not set
-    ],
-)
-def test_a_later_sweep_of_a_folder_is_named_by_how_it_differs_from_the_first(tmp_path, other, name):
-    def first():
-        return names_of(tmp_path, "data=mini seed=0,1", [["data=mini", "seed=0"]])
-
-    assert first() == ["seed-0"]
-    job = ["seed=0", *other.replace(",ava", "").split()]
-    (found,) = names_of(tmp_path, f"seed=0,1 {other}", [job])
-    assert found == name if other else len(found) == len(name) + 8
-    assert names_of(tmp_path, f"{other} seed=1,0", [job[::-1]]) == [found]
-    assert names_of(tmp_path, f"{other} seed=0", [job]) == [found]
-    assert first() == ["seed-0"]
-
-
-def test_a_name_for_the_jobs_on_the_command_line_is_kept(tmp_path):
-    config = multirun(tmp_path, "seed=0,1")
-    config.hydra.overrides.hydra = ["hydra.sweep.subdir=mine"]
-    SweepCallback().on_multirun_start(config)
-    added = OmegaConf.to_container(config.hydra.overrides.hydra)
-    assert added[1:] == ["hydra.sweep.subdir=mine", f"hydra.sweep.dir='{tmp_path}'"]  # of one key the last counts
 
 
 def test_other_commands_and_single_runs_get_no_summary(tmp_path):
