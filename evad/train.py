@@ -30,9 +30,10 @@ from evad.models.weights.loading import load_pretrained
 from evad.runs.build import pruning_name
 from evad.runs.checkpoints import run_of_checkpoint
 from evad.runs.config import read_config
-from evad.runs.files import CONFIG, metric_files, read_metrics
+from evad.runs.files import CONFIG, metric_files, read_record
+from evad.runs.folders import read_metrics
 from evad.runs.names import config_digest, is_without_effect, split_override
-from evad.runs.record import read_record, recorded, save_config
+from evad.runs.record import recorded, save_config
 from evad.sweeps.jobs import job_of_further_rank, sweep_job
 from evad.training.build import absolute_paths, build_datamodule, build_module, build_trainer
 from evad.training.callbacks import ClassNames

@@ -1,9 +1,9 @@
-"""All figures and tables that some runs allow (Figs 1, 4, 6-12, Tables 1-3), and why the others are not there.
+"""Make all figures and tables that some runs allow (Figs 1, 4, 6-12, Tables 1-3), and say why the others are missing.
 
     python scripts/make_figures.py RUN_OR_SWEEP... --out DIR
 
-Writes runs.csv, per_class.csv, curves.csv and evaluations.csv, table.md and a PNG per figure. Figures of tokens are
-made from the checkpoint of the first finished run that prunes, and need its data.
+Writes runs.csv, per_class.csv, curves.csv and evaluations.csv, table.md and a PNG per figure. Figures of tokens are for
+the checkpoint of the first finished run that prunes, and need its data.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +31,14 @@ from evad.analysis.open import OpenRun, first_pruning_run, open_run
 from evad.analysis.tables import change_table, class_gains, comparable, groups, markdown, varying
 from evad.analysis.token_figures import area_share_figure, attention_figure, survival_figure
 from evad.analysis.tokens import actor_attention, actors_of_interest, gt_area_shares, slice_images, token_survival
+from evad.structures import Batch
 
 KEEP_RATES = (1.0, 0.9, 0.8, 0.7)
 """Rows of the attention figure (Fig. 12)."""
 
 
 class Folder:
-    """Where figures go; keeps count of those that could not be made."""
+    """The folder of the figures, and a list of those that could not be made."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,7 +57,7 @@ class Folder:
 
 
 def figures_of_runs(out: Folder, runs: pd.DataFrame) -> None:
-    """Whatever the table of runs alone allows: the effect of each setting that varies, cost, table."""
+    """Figures and table that need the runs alone: the effect of each setting that varies, and cost."""
     for setting in varying(runs):
         out.draw(
             f"effect_{setting.replace('/', '_').replace('.', '_')}", lambda setting=setting: effect_of(runs, setting)
@@ -86,14 +88,8 @@ def figures_of_classes(out: Folder, runs: pd.DataFrame, classes: pd.DataFrame) -
 
 
 def figures_of_tokens(out: Folder, runs: pd.DataFrame, clips: int) -> None:
-    """Survivors, area shares and attention from the checkpoint of the first finished run that prunes."""
-    opened: list[OpenRun] = []
-
-    def run() -> OpenRun:
-        if not opened:
-            opened.append(open_run(first_pruning_run(runs)))
-        return opened[0]
-
+    """Surviving tokens, area shares and attention, from the checkpoint of the first finished run that prunes."""
+    run = cache(lambda: open_run(first_pruning_run(runs)))
     for number in range(clips):
         out.draw(f"tokens_{number}", lambda number=number: survival(run(), number, clips))
         out.draw(f"attention_{number}", lambda number=number: attention(run(), number, clips))
@@ -101,42 +97,44 @@ def figures_of_tokens(out: Folder, runs: pd.DataFrame, clips: int) -> None:
 
 
 def clip_number(run: OpenRun, number: int, count: int) -> int:
-    """Index of the clip shown in place `number` of `count`: evenly spaced over those with actors."""
+    """Index of the clip shown as `number` of `count`; they are evenly spaced over the clips with actors."""
     keyframes = run.datamodule.val_dataset.keyframes
-    occupied = [index for index, keyframe in enumerate(keyframes) if len(keyframe.boxes)]
-    if not occupied:
+    with_actors = [index for index, keyframe in enumerate(keyframes) if len(keyframe.boxes)]
+    if not with_actors:
         raise ValueError("no validation clip has an actor")
-    return occupied[int(np.linspace(0, len(occupied) - 1, count)[number])]
+    return with_actors[int(np.linspace(0, len(with_actors) - 1, count)[number])]
+
+
+def pictures(run: OpenRun, number: int, count: int) -> tuple[Batch, np.ndarray]:
+    """The clip shown as `number` of `count`, and one picture per time slice."""
+    batch = run.clip(clip_number(run, number, count))
+    return batch, slice_images(batch.clips[0], run.model.encoder.patch_embed.tubelet, tuple(batch.sizes[0].tolist()))
 
 
 def survival(run: OpenRun, number: int, count: int) -> Figure:
     """Figs 1, 4 and 11."""
-    batch = run.clip(clip_number(run, number, count))
-    embed = run.model.encoder.patch_embed
-    images = slice_images(batch.clips[0], embed.tubelet, tuple(batch.sizes[0].tolist()))
+    batch, images = pictures(run, number, count)
     alive = token_survival(run.model, batch.clips)[0].numpy()
-    return survival_figure(images, alive, embed.patch, batch.targets[0].boxes.tolist())
+    return survival_figure(images, alive, run.model.encoder.patch_embed.patch, batch.targets[0].boxes.tolist())
 
 
 def attention(run: OpenRun, number: int, count: int) -> Figure:
     """Fig. 12: the same weights at several keep rates."""
-    batch = run.clip(clip_number(run, number, count))
-    embed = run.model.encoder.patch_embed
-    images = slice_images(batch.clips[0], embed.tubelet, tuple(batch.sizes[0].tolist()))
+    batch, images = pictures(run, number, count)
     maps = {}
     for rate in KEEP_RATES:
         found = actor_attention(run.with_keep_rate(rate), batch)
         actors = actors_of_interest(found.output, batch)[0]
         label = "all tokens" if rate == 1 else f"keep rate {rate:g}"
         maps[label] = found.on_grid()[0, actors].mean(dim=0).numpy()
-    return attention_figure(images, maps, embed.patch, batch.targets[0].boxes.tolist())
+    return attention_figure(images, maps, run.model.encoder.patch_embed.patch, batch.targets[0].boxes.tolist())
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_SWEEP")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder to write to (default: figures)")
-    parser.add_argument("--clips", type=int, default=2, help="validation clips in figures of tokens (default: 2)")
+    parser.add_argument("--clips", type=int, default=2, help="clips to show in figures of tokens (default: 2)")
     options = parser.parse_args(arguments)
     try:
         found = Summaries.of(*options.folders)

@@ -1,9 +1,9 @@
-"""Summary of one or several sweeps: mean and standard deviation over seeds, as a markdown table.
+"""Summarise one or several sweeps: mean and standard deviation over seeds, as a Markdown table.
 
     python scripts/summarize_sweep.py multirun/mini_keep_rate
     python scripts/summarize_sweep.py multirun/first multirun/second --csv both.csv
 
-Prints the table. Of a single sweep, `summary.csv` and `summary.md` in its folder are written anew, as `--multirun` does
+Prints the table. For a single sweep it also writes `summary.csv` and `summary.md` to its folder, as `--multirun` does
 after every job.
 """
 
@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from evad.runs.files import RECORD
 from evad.sweeps.summary import markdown, read_jobs, write_summary
 
 
@@ -21,9 +22,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="folder of a sweep")
     parser.add_argument("--csv", type=Path, help="also write one row per job to this file")
     options = parser.parse_args(arguments)
-    for folder in options.folders:
-        if not len(read_jobs([folder])):
-            sys.exit(f"error: {folder}: no run.json in any folder of it; give the folder of a sweep")
+    if empty := [str(folder) for folder in options.folders if not [*folder.glob(f"*/{RECORD}")]]:
+        sys.exit(f"error: {empty[0]}: none of its folders has a run.json; give the folder of a sweep")
     jobs = write_summary(options.folders[0]) if len(options.folders) == 1 else read_jobs(options.folders)
     print(markdown(", ".join(folder.name for folder in options.folders), jobs))
     if options.csv:

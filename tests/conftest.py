@@ -1,12 +1,13 @@
-"""Tiny detectors and batches (T' != H' != W', B = 2, sizes that differ within the batch), and the commands."""
+"""Tiny detectors and batches (T' != H' != W', B = 2, sizes that differ in a batch), short trainings, run folders."""
 
+import json
 import logging
 import os
 import runpy
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -193,3 +194,53 @@ def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         return capsys.readouterr().err + (code if isinstance(code, str) else "")
 
     return run
+
+
+@pytest.fixture(scope="session")
+def short_training() -> list[str]:
+    """Overrides for a training of seconds; the last one is the number of epochs."""
+    return list(TINY_TRAINING)
+
+
+@pytest.fixture
+def write_metrics() -> Callable[..., None]:
+    """`write_metrics(path, epochs, first=0)`: a metrics.csv whose epochs reached (mAP, person AP)."""
+    scores = "val/mAP,val/person_AP,val/AP/2,val/AP/10"
+
+    def write(path: Path, epochs: Iterable[tuple[float, float]], first: int = 0) -> None:
+        lines = [f"epoch,step,train/loss,{scores},cost/gflops,cost/train_clips_per_s,cost/peak_memory_mb"]
+        for epoch, (mean, person) in enumerate(epochs, start=first):
+            lines += [f"{epoch},{8 * epoch},{3 - epoch},,,,,,,", f"{epoch},{8 * epoch},{2 - epoch},,,,,,,"]
+            lines += [f"{epoch},,,{mean},{person},{mean - 0.1:.1f},{mean + 0.1:.1f},,,"]
+            lines += [f"{epoch},,,,,,,0.25,{10 + epoch},{100 + epoch}"]
+        path.write_text("\n".join(lines) + "\n")
+
+    return write
+
+
+@pytest.fixture
+def write_run(write_metrics: Callable[..., None]) -> Callable[..., Path]:
+    """`write_run(folder, ...)`: a run folder by hand, with `epochs` of (mAP, person AP); classes have mAP -/+ 0.1."""
+
+    def write(
+        folder: Path,
+        epochs: Iterable[tuple[float, float]] = ((0.2, 0.5), (0.4, 0.75)),
+        status: str = "finished",
+        seed: int = 0,
+        keep_rate: float = 0.7,
+        extra: str = "",
+        metrics: bool = True,
+    ) -> Path:
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"status": status}))
+        (folder / "config.resolved.yaml").write_text(
+            f"name: mini\nseed: {seed}\ntrainer:\n  max_epochs: 3\nmodel:\n  keep_rate: {keep_rate}\n  w_kf: 1.0\n"
+            "  roi_extension: [0.4, 0.2]\n  decoder_depth: 2\n  context_order: position\n  fill: mask_token\n"
+            f"data:\n  val_transform:\n    short_side: 64\n{extra}"
+        )
+        (folder / "classes.json").write_text('{"2": "wave", "10": "jump"}')
+        if metrics:
+            write_metrics(folder / "metrics.csv", epochs)
+        return folder
+
+    return write

@@ -25,39 +25,11 @@ from evad.train import flat_parameters
 
 NAN = float("nan")
 
-HEADER = (
-    "epoch,step,train/loss,val/mAP,val/person_AP,val/AP/2,val/AP/10,"
-    "cost/gflops,cost/train_clips_per_s,cost/peak_memory_mb"
-)
 
-
-def write_run(folder, epochs=((0.2, 0.5), (0.4, 0.75)), planned=2, seed=0, keep_rate=0.7, extra="", metrics=True):
-    """A run whose epochs reached (mAP, person AP); AP of the two classes is mAP -/+ 0.1."""
-    folder.mkdir(parents=True)
-    (folder / "config.resolved.yaml").write_text(
-        f"name: mini\nseed: {seed}\ntrainer:\n  max_epochs: {planned}\nmodel:\n  keep_rate: {keep_rate}\n  w_kf: 1.0\n"
-        f"  roi_extension: [0.4, 0.2]\n  decoder_depth: 2\n  context_order: position\n  fill: mask_token\n"
-        f"data:\n  val_transform:\n    short_side: 64\n{extra}"
-    )
-    (folder / "classes.json").write_text('{"2": "wave", "10": "jump"}')
-    if metrics:
-        write_metrics(folder / "metrics.csv", epochs)
-    return folder
-
-
-def write_metrics(path, epochs, first=0):
-    lines = [HEADER]
-    for epoch, (mean, person) in enumerate(epochs, start=first):
-        lines += [f"{epoch},{8 * epoch},{3 - epoch},,,,,,,", f"{epoch},{8 * epoch},{2 - epoch},,,,,,,"]
-        lines += [f"{epoch},,,{mean},{person},{mean - 0.1:.1f},{mean + 0.1:.1f},,,"]
-        lines += [f"{epoch},,,,,,,0.25,{10 + epoch},{100 + epoch}"]
-    path.write_text("\n".join(lines) + "\n")
-
-
-def test_a_run_is_one_row_with_settings_quality_and_cost(tmp_path):
-    run = write_run(tmp_path / "run", epochs=[(0.2, 0.5), (0.4, 0.75), (0.3, 0.8)], planned=3, seed=7)
+def test_a_run_is_one_row_with_settings_quality_and_cost(tmp_path, write_run):
+    run = write_run(tmp_path / "run", epochs=[(0.2, 0.5), (0.4, 0.75), (0.3, 0.8)], seed=7)
     frame = read_runs(run)
-    assert math.isnan(frame.pop("seconds").item())  # only run.json notes them
+    assert math.isnan(frame.pop("seconds").item())  # this run.json does not have them
     assert math.isnan(frame.pop("attempts").item())
     assert frame.to_dict("records") == [
         {
@@ -88,17 +60,17 @@ def test_a_run_is_one_row_with_settings_quality_and_cost(tmp_path):
     ]
 
 
-def test_runs_are_found_at_any_depth_in_natural_order_and_once(tmp_path):
+def test_runs_are_found_at_any_depth_in_natural_order_and_once(tmp_path, write_run):
     names = ["sweep/2", "sweep/10", "other/deep/er/run"]
     for name in names:
         write_run(tmp_path / name)
     (tmp_path / "sweep" / "multirun.yaml").write_text("hydra: {}\n")
-    write_run(tmp_path / "sweep/2/eval/2026")  # whatever lies in an evaluation is part of its run
+    write_run(tmp_path / "sweep/2/eval/2026")  # everything in an evaluation is part of its run
     found = read_runs(tmp_path / "sweep", tmp_path, tmp_path / "sweep" / "10")
     assert found["run"].tolist() == [(tmp_path / name).as_posix() for name in names]
 
 
-def test_swept_keys_and_parts_are_columns_where_runs_differ(tmp_path):
+def test_swept_keys_and_parts_are_columns_where_runs_differ(tmp_path, write_run):
     settings = [("linear", 0.1, 4), ("decoder", 0.2, 4)]
     for number, (classifier, weight, workers) in enumerate(settings):
         extra = f"recipe:\n  weight: {weight}\n  workers: {workers}\n"
@@ -118,7 +90,7 @@ def test_swept_keys_and_parts_are_columns_where_runs_differ(tmp_path):
     assert not {"pruning", "keyframe", "decoder_input"} & set(frame.columns)  # no run says anything about them
 
 
-def test_a_part_chosen_by_its_key_is_one_column(tmp_path):
+def test_a_part_chosen_by_its_key_is_one_column(tmp_path, write_run):
     for value in ("preserved", "all"):
         folder = write_run(tmp_path / value, extra="")
         config = folder / "config.resolved.yaml"
@@ -130,14 +102,14 @@ def test_a_part_chosen_by_its_key_is_one_column(tmp_path):
     assert "model.decoder_input" not in frame
 
 
-def test_experiments_are_told_apart_and_a_resumed_run_is_of_the_one_it_is_named_after(tmp_path):
+def test_experiments_are_told_apart_and_a_resumed_run_is_of_the_one_it_is_named_after(tmp_path, write_run):
     for number, overrides in enumerate([["+experiment=mini"], ["experiment='other'"], ["resume=0"]]):
         record = {"status": "finished", "overrides": overrides}
         (write_run(tmp_path / str(number)) / "run.json").write_text(json.dumps(record))
     assert read_runs(tmp_path)["experiment"].tolist() == ["mini", "other", "mini"]
 
 
-def test_parts_are_named_by_choice_then_key_then_class(tmp_path):
+def test_parts_are_named_by_choice_then_key_then_class(tmp_path, write_run):
     parts = ["  pruning: random\n", "  pruning:\n    _target_: evad.models.pruning.KeyframePruning\n", ""]
     for number, part in enumerate(parts):
         folder = write_run(tmp_path / str(number))
@@ -150,8 +122,18 @@ def test_parts_are_named_by_choice_then_key_then_class(tmp_path):
     assert read_runs(tmp_path)["pruning"].tolist() == ["random", "mean_attention", "none"]
 
 
-def test_a_resumed_run_is_read_from_all_its_parts_and_a_repeated_epoch_counts_once(tmp_path):
-    run = write_run(tmp_path / "run", planned=3, metrics=False)
+def test_groups_that_hydra_knows_of_a_resume_are_not_those_of_the_run(tmp_path, write_run):
+    hydra = write_run(tmp_path / "run") / ".hydra"
+    hydra.mkdir()
+    choices = "hydra:\n  runtime:\n    choices:\n      model/pruning: random\n  overrides:\n    task:\n"
+    (hydra / "hydra.yaml").write_text(f"{choices}    - seed=1\n")
+    assert read_runs(tmp_path)["pruning"].tolist() == ["random"]
+    (hydra / "hydra.yaml").write_text(f"{choices}    - resume=outputs/run\n")
+    assert "pruning" not in read_runs(tmp_path)
+
+
+def test_a_resumed_run_is_read_from_all_its_parts_and_a_repeated_epoch_counts_once(tmp_path, write_run, write_metrics):
+    run = write_run(tmp_path / "run", metrics=False)
     write_metrics(run / "metrics.0.csv", [(0.1, 0.1), (0.2, 0.2)])
     write_metrics(run / "metrics.1.csv", [(0.5, 0.9)], first=1)
     write_metrics(run / "metrics.csv", [(0.4, 0.8)], first=2)
@@ -166,19 +148,19 @@ def test_a_resumed_run_is_read_from_all_its_parts_and_a_repeated_epoch_counts_on
     assert curves(run)[["epoch", "mAP"]].values.tolist() == [[1, 0.1], [2, 0.5], [3, 0.4]]
 
 
-def test_every_broken_run_has_a_row_that_says_what_is_wrong(tmp_path):
+def test_every_broken_run_has_a_row_that_says_what_is_wrong(tmp_path, write_run, write_metrics):
     write_run(tmp_path / "0")
-    write_run(tmp_path / "1", metrics=False)
-    interrupted = write_run(tmp_path / "2", planned=4, metrics=False)
+    write_run(tmp_path / "1", status="running", metrics=False)
+    interrupted = write_run(tmp_path / "2", status="running", metrics=False)
     write_metrics(interrupted / "metrics.0.csv", [(0.1, 0.2)])
-    failed = write_run(tmp_path / "3", planned=4, epochs=[(0.3, 0.3)])
+    failed = write_run(tmp_path / "3", epochs=[(0.3, 0.3)])
     (failed / "run.json").write_text(
         '{"status": "failed", "overrides": ["seed=1"], "error": "ValueError: too\\n few", "seconds": 3}'
     )
-    (write_run(tmp_path / "4") / "metrics.csv").write_text("")
+    (write_run(tmp_path / "4", status="running") / "metrics.csv").write_text("")
     died_at_once = tmp_path / "5"
-    (died_at_once / ".hydra").mkdir(parents=True)
-    (died_at_once / "train.log").write_text("")
+    died_at_once.mkdir()
+    (died_at_once / "run.json").write_text('{"status": "running", "overrides": ["seed=1"]}')
     torn = write_run(tmp_path / "6")
     (torn / "run.json").write_text('{"status": "fini')
     (torn / "config.resolved.yaml").write_text("name: [mini\n")
@@ -186,16 +168,8 @@ def test_every_broken_run_has_a_row_that_says_what_is_wrong(tmp_path):
     (never / "metrics.csv").write_text("epoch,step,train/loss\n0,1,2.5\n")
 
     frame = read_runs(tmp_path)
-    assert frame["status"].tolist() == [
-        "finished",
-        "empty",
-        "interrupted",
-        "failed",
-        "empty",
-        "empty",
-        "unknown",
-        "interrupted",
-    ]
+    running = ["running"] * 2
+    assert frame["status"].tolist() == ["finished", *running, "failed", *running, "unknown", "finished"]
     problems = frame["problems"].tolist()
     assert problems[0] == ""
     assert problems[3] == "ValueError: too few"
@@ -208,11 +182,11 @@ def test_every_broken_run_has_a_row_that_says_what_is_wrong(tmp_path):
     assert frame["mAP_last"].tolist() == pytest.approx([0.4, NAN, 0.1, 0.3, NAN, NAN, 0.4, NAN], nan_ok=True)
 
     report = describe(frame).splitlines()
-    assert report[0] == "8 runs: 3 empty, 2 interrupted, 1 finished, 1 failed, 1 unknown"
+    assert report[0] == "8 runs: 4 running, 2 finished, 1 failed, 1 unknown"
     assert [line.split(":")[0].strip() for line in report[1:]] == frame["run"].tolist()[1:]
 
 
-def test_a_torn_part_is_named_and_the_others_count(tmp_path):
+def test_a_torn_part_is_named_and_the_others_count(tmp_path, write_run):
     run = write_run(tmp_path / "run")
     (run / "metrics.0.csv").write_text("epoch,val/mAP\n0,0.9\n1,0.2,77,88\n")
     row = read_runs(run).iloc[0]
@@ -220,7 +194,7 @@ def test_a_torn_part_is_named_and_the_others_count(tmp_path):
     assert (row["epochs"], row["mAP_last"]) == (2, 0.4)
 
 
-def test_an_evaluation_or_benchmark_folder_is_no_run(tmp_path):
+def test_an_evaluation_or_benchmark_folder_is_no_run(tmp_path, write_run):
     write_run(tmp_path / "run")
     for job, leaves in [("evaluation", ["eval.log", "metrics.json"]), ("benchmark", ["benchmark.log"])]:
         (tmp_path / job / ".hydra").mkdir(parents=True)
@@ -229,7 +203,7 @@ def test_an_evaluation_or_benchmark_folder_is_no_run(tmp_path):
     assert read_runs(tmp_path)["run"].tolist() == [(tmp_path / "run").as_posix()]
 
 
-def test_folders_without_runs_are_errors_that_name_them(tmp_path):
+def test_folders_without_runs_are_errors_that_name_them(tmp_path, write_run):
     write_run(tmp_path / "run")
     (tmp_path / "nothing").mkdir()
     with pytest.raises(ValueError, match=r"nothing holds no run.*metrics\.csv"):
@@ -238,7 +212,7 @@ def test_folders_without_runs_are_errors_that_name_them(tmp_path):
         read_runs(tmp_path / "nowhere")
 
 
-def test_per_class_has_last_and_best_epoch_in_order_of_ids(tmp_path):
+def test_per_class_has_last_and_best_epoch_in_order_of_ids(tmp_path, write_run):
     write_run(tmp_path / "0", epochs=[(0.5, 0.5), (0.3, 0.5)])
     write_run(tmp_path / "1", metrics=False)
     frame = per_class(tmp_path)
@@ -248,7 +222,7 @@ def test_per_class_has_last_and_best_epoch_in_order_of_ids(tmp_path):
     assert list(per_class(tmp_path / "1").columns) == list(frame.columns)
 
 
-def test_curves_average_the_losses_of_an_epoch(tmp_path):
+def test_curves_average_the_losses_of_an_epoch(tmp_path, write_run):
     run = write_run(tmp_path / "run")
     assert curves(run).to_dict("records") == [
         {"run": run.as_posix(), "epoch": 1, "train_loss": 2.5, "mAP": 0.2, "person_AP": 0.5},
@@ -256,7 +230,7 @@ def test_curves_average_the_losses_of_an_epoch(tmp_path):
     ]
 
 
-def test_evaluations_keep_trained_and_tested_keep_rate_apart(tmp_path):
+def test_evaluations_keep_trained_and_tested_keep_rate_apart(tmp_path, write_run):
     run = write_run(tmp_path / "run")
     report = {"mAP": 0.25, "person_AP": 0.5, "keep_rate": 0.9, "gflops": 0.3, "per_class": {"wave": 0.1}}
     for name, text in [("rates/best_0.9", json.dumps(report)), ("torn", "{")]:
@@ -276,12 +250,12 @@ def test_evaluations_keep_trained_and_tested_keep_rate_apart(tmp_path):
     assert evaluations(write_run(tmp_path / "plain")).empty
 
 
-def test_summary_is_mean_sample_deviation_and_count_of_finished_runs(tmp_path):
+def test_summary_is_mean_sample_deviation_and_count_of_finished_runs(tmp_path, write_run):
     last = {1.0: [0.5, 0.7], 0.7: [0.4]}
     for rate, values in last.items():
         for seed, value in enumerate(values):
             write_run(tmp_path / f"{rate}_{seed}", epochs=[(0.1, 0.1), (value, 0.9)], keep_rate=rate, seed=seed)
-    write_run(tmp_path / "broken", epochs=[(0.9, 0.9)], keep_rate=0.7, seed=1)  # 1 epoch of 2
+    write_run(tmp_path / "broken", status="running", epochs=[(0.9, 0.9)], keep_rate=0.7, seed=1)
     table = summarize(read_runs(tmp_path), by=["keep_rate"])
     assert table["keep_rate"].tolist() == [0.7, 1.0]
     assert table["runs"].tolist() == [1, 2]
@@ -304,7 +278,7 @@ def test_summary_by_an_unknown_column_names_the_known_ones():
         summarize(pd.DataFrame({"status": [], "mAP_last": []}), by=["colour"], measures=["mAP_last"])
 
 
-def test_wandb_export_has_the_columns_of_read_runs(tmp_path):
+def test_wandb_export_has_the_columns_of_read_runs(tmp_path, write_run):
     (tmp_path / "export.csv").write_text(
         '"Name","State","Runtime","Tags","seed","name","model/keep_rate","model/roi_extension","val/mAP","cost/gflops"\n'
         '"mini","finished","61","","0","mini","0.7","[0.4, 0.2]","0.5","0.25"\n'
@@ -340,11 +314,11 @@ def test_what_the_loggers_are_told_is_what_an_export_is_read_by():
 
 def test_a_csv_that_is_no_wandb_export_is_refused(tmp_path):
     (tmp_path / "export.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"no column State, val/mAP but a, b: show it"):
+    with pytest.raises(ValueError, match=r"no column State, val/mAP, only a, b: show it"):
         read_wandb_export(tmp_path / "export.csv")
 
 
-def test_summaries_survive_a_folder_of_csv_files(tmp_path):
+def test_summaries_survive_a_folder_of_csv_files(tmp_path, write_run):
     for number, part in enumerate(["none", "random"]):
         (write_run(tmp_path / f"runs/{number}") / "run.json").write_text(
             json.dumps({"status": "finished", "overrides": [f"model/pruning={part}"]})
@@ -364,7 +338,22 @@ def test_summaries_survive_a_folder_of_csv_files(tmp_path):
         Summaries.read(tmp_path)
 
 
-def test_reading_and_drawing_runs_does_not_load_the_detector():
-    modules = "evad.analysis, evad.analysis.figures, evad.analysis.tables, evad.analysis.token_figures"
-    program = f"import sys, {modules}; sys.exit(bool({{'torch', 'lightning', 'hydra'}} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1]).returncode == 0
+ANALYSIS = (
+    "evad.analysis, evad.analysis.figures, evad.analysis.tables, evad.analysis.token_figures, evad.analysis.plots"
+)
+
+
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        (ANALYSIS, {"torch", "lightning", "hydra"}),
+        ("evad.runs.folders, evad.runs.record", {"torch", "lightning", "hydra"}),
+        ("evad.runs.files, evad.runs.names", {"torch", "lightning", "hydra", "pandas"}),
+        ("evad.runs.checkpoints", {"lightning", "hydra", "pandas"}),
+    ],
+)
+def test_modules_load_no_more_than_they_need(modules, heavy):
+    program = f"import sys, {modules}; print(*({heavy} & set(sys.modules)))"
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

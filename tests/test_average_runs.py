@@ -24,6 +24,7 @@ def write_run(folder, split, scores, extra=""):
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(f"data:\n  split: {split}\n")
     (folder / "classes.json").write_text('{"0": "run"}')
+    (folder / "run.json").write_text('{"status": "finished"}')
     lines = ["epoch,train/loss,val/AP/0,val/mAP,val/video_mAP@0.5" + extra]
     for epoch, (mean, video, single) in enumerate(scores):
         lines += [f"{epoch},1.5,,," + "," * bool(extra), f"{epoch},,{single},{mean},{video}" + ",0.5" * bool(extra)]
@@ -122,7 +123,7 @@ def test_what_makes_the_mean_doubtful_is_said(script, sweep, tmp_path, capsys):
     [
         ("empty/readme.txt", "", "neither a run"),
         ("metrics.csv", "epoch,train/loss\n0,1.5\n", "has no val/mAP; the run was not validated"),
-        ("metrics.json", "{", "truncated or no JSON"),
+        ("metrics.json", "{", "truncated or not JSON"),
         ("metrics.json", "[]", "has no mAP; give a metrics.json of evad.eval"),
     ],
 )

@@ -7,7 +7,6 @@ import av
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY_TRAINING as TINY
 from conftest import command
 from omegaconf import OmegaConf
 
@@ -15,7 +14,7 @@ from evad.config import build_model, load_config
 from evad.data.mini.ava import ensure_mini
 from evad.metrics.cost import paper_macs
 from evad.runs.checkpoints import load_weights
-from evad.runs.files import read_metrics
+from evad.runs.folders import read_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -99,8 +98,8 @@ def test_export_writes_a_program_and_says_what_goes_in(workspace, run_dir, refus
     assert actions.shape == (1, 6, 8)
 
 
-def test_sweep_gives_one_complete_run_per_value(workspace):
-    one_epoch = [*TINY[:-1], "trainer.max_epochs=1"]
+def test_sweep_gives_one_complete_run_per_value(workspace, short_training):
+    one_epoch = [*short_training[:-1], "trainer.max_epochs=1"]
     command(
         "evad.train", "--multirun", *one_epoch, "model.keep_rate=0.6,0.7,0.8", "hydra.sweep.dir=sweep", cwd=workspace
     )
@@ -112,8 +111,8 @@ def test_sweep_gives_one_complete_run_per_value(workspace):
     assert costs == sorted(set(costs))
 
 
-def test_two_processes_report_the_metrics_of_one(workspace):
-    one_epoch = [*TINY[:-1], "trainer.max_epochs=1", "data.batch_size=2"]
+def test_two_processes_report_the_metrics_of_one(workspace, short_training):
+    one_epoch = [*short_training[:-1], "trainer.max_epochs=1", "data.batch_size=2"]
     pair = ["trainer.devices=2", "trainer.strategy=ddp"]
     # 5 validation clips do not divide by 2: the sampler repeats one, which must not count twice.
     data = ["data.val_clips=5", f"data.root={workspace}/odd"]

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_analysis import write_run
 
 from evad.analysis.figures import (
     class_bars,
@@ -309,10 +308,10 @@ def script():
     return module
 
 
-def test_script_makes_what_the_runs_allow_and_says_why_not_the_rest(script, tmp_path, capsys):
+def test_script_makes_what_the_runs_allow_and_says_why_not_the_rest(script, tmp_path, capsys, write_run):
     write_run(tmp_path / "runs/full", keep_rate=1.0)
     write_run(tmp_path / "runs/pruned", keep_rate=0.7)
-    write_run(tmp_path / "runs/broken", metrics=False)
+    write_run(tmp_path / "runs/broken", status="failed", metrics=False)
     script.main([str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--clips", "1"])
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("runs.csv", "per_class.csv", "curves.csv", "evaluations.csv", "table.md"),
@@ -320,8 +319,8 @@ def test_script_makes_what_the_runs_allow_and_says_why_not_the_rest(script, tmp_
     }
     assert len(pd.read_csv(tmp_path / "out/runs.csv")) == 3
     printed = capsys.readouterr().out
-    assert "3 runs: 2 finished, 1 empty" in printed
-    assert f"{tmp_path}/runs/broken: empty (metrics.csv is missing)" in printed
+    assert "3 runs: 2 finished, 1 failed" in printed
+    assert f"{tmp_path}/runs/broken: failed (metrics.csv is missing)" in printed
     lines = [line for line in printed.splitlines() if line.startswith("not made: ")]
     assert [line.split(": ")[1] for line in lines] == ["keep_rate_at_test", "tokens_0", "attention_0", "area_share"]
     assert "has no config.yaml" in lines[1]

@@ -8,7 +8,6 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from test_commands import TINY
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -47,10 +46,10 @@ def test_notebook_runs_without_any_run(name, least, monkeypatch):
 
 
 @pytest.mark.slow
-def test_analyze_runs_reads_a_fresh_sweep(tmp_path, monkeypatch):
+def test_analyze_runs_reads_a_fresh_sweep(tmp_path, monkeypatch, short_training):
     sweep = ["model.keep_rate=0.7,1.0", "trainer.max_epochs=1", f"hydra.sweep.dir={tmp_path}/sweep"]
     subprocess.run(
-        [sys.executable, "-m", "evad.train", "--multirun", *TINY[:-1], *sweep],
+        [sys.executable, "-m", "evad.train", "--multirun", *short_training[:-1], *sweep],
         cwd=tmp_path,
         env=os.environ | {"EVAD_DATA": str(tmp_path / "data"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         check=True,

@@ -15,9 +15,10 @@ from omegaconf import OmegaConf
 
 from evad.analysis import summarize
 from evad.config import load_config
-from evad.runs.files import CONFIG, RECORD, read_metrics
+from evad.runs.files import CONFIG, RECORD, read_record
+from evad.runs.folders import read_metrics
 from evad.runs.names import config_digest
-from evad.runs.record import best_epoch, read_record, recorded, save_config, write_record
+from evad.runs.record import save_config, write_record
 from evad.sweeps.callback import SweepCallback
 from evad.sweeps.jobs import LOCK, job_of_further_rank, sweep_job
 from evad.sweeps.summary import markdown, read_jobs, write_summary
@@ -115,33 +116,15 @@ def test_job_of_another_process_is_left_alone(cfg, tmp_path):
 
 def test_processes_of_further_devices_join_the_job_under_way(cfg, tmp_path, monkeypatch):
     """Their command line is that of the whole sweep."""
+    broken_run(tmp_path, cfg)
     monkeypatch.setenv("LOCAL_RANK", "1")
     joined = []
-    broken_run(tmp_path, cfg)
     for _ in range(2):
         sweep_job(lambda _: joined.append(job_of_further_rank()), cfg, tmp_path)
         (tmp_path / "checkpoints/last.ckpt").unlink(missing_ok=True)
     where = {"hydra.run.dir": str(tmp_path), "hydra.job.name": "train_rank_1"}
     assert joined == [where | {"resume": str(tmp_path)}, where]
     assert job_of_further_rank() is None
-
-
-def test_record_says_how_a_run_went(tmp_path):
-    metrics = pd.DataFrame({"epoch": [0, 1, 2], "step": [1, 3, 5], "val/mAP": [0.1, 0.3, 0.2], "val/AP/1": 0.0})
-    with recorded(tmp_path, ["seed=1"], "abc") as record:
-        assert read_record(tmp_path)["status"] == "running"
-        metrics.to_csv(tmp_path / "metrics.csv", index=False)
-        record["value"] = 0.3
-    found = read_record(tmp_path)
-    assert found.pop("seconds") >= 0
-    best = {"epoch": 1, "val/mAP": 0.3}
-    same = {"overrides": ["seed=1"], "config": "abc"}
-    assert found == {"status": "finished", "attempts": 1, "value": 0.3, "best": best, **same}
-    with pytest.raises(ValueError, match="no"), recorded(tmp_path, ["seed=1"], "abc"):
-        raise ValueError("no")
-    found = read_record(tmp_path)
-    found.pop("seconds")
-    assert found == {"status": "failed", "attempts": 2, "error": "ValueError: no", **same}
 
 
 def test_run_that_goes_on_is_recorded_as_it_began():
@@ -170,23 +153,11 @@ def test_a_resume_that_changes_the_configuration_saves_it_beside_the_earlier_one
     assert OmegaConf.load(tmp_path / "config.yaml").resume is None
 
 
-def test_best_epoch_is_found_where_a_resume_set_the_metrics_aside(tmp_path):
-    (tmp_path / "metrics.0.csv").write_text("epoch,val/mAP\n0,0.5\n1,0.25\n")
-    assert best_epoch(tmp_path) == {"epoch": 0, "val/mAP": 0.5}
-    assert best_epoch(tmp_path / "nothing") == {}
-
-
 @pytest.mark.parametrize("text", ["", "\n"])
 def test_metrics_of_a_run_killed_before_its_first_line_are_none(tmp_path, text):
     (tmp_path / "metrics.csv").write_text(text)
     keep_earlier_metrics(tmp_path, tmp_path / "unread.ckpt")
     assert not list(tmp_path.glob("metrics.*.csv"))
-
-
-def test_unreadable_record_is_none(tmp_path):
-    assert read_record(tmp_path) == {}
-    (tmp_path / RECORD).write_text('{"status": "fin')
-    assert read_record(tmp_path) == {}
 
 
 @pytest.fixture
@@ -272,16 +243,6 @@ def test_sweep_with_unfinished_jobs_ends_with_an_error_that_counts_them(sweep, c
     for path in sweep.glob(f"*/{RECORD}"):
         write_record(path.parent, read_record(path.parent) | {"status": "finished"})
     SweepCallback().on_multirun_end(config)
-
-
-def test_listing_values_of_a_key_that_is_no_part_of_the_names_is_an_error():
-    task = ["data.num_workers=0,1"]
-    config = OmegaConf.create({"hydra": {"overrides": {"task": task, "hydra": []}, "sweep": {"dir": "multirun/a b"}}})
-    with pytest.raises(SystemExit, match=r"data\.num_workers=0,1.*would be one"):
-        SweepCallback().on_multirun_start(config)
-    config.hydra.overrides.task = ["data.num_workers=1", "seed=0,1", "model.roi_extension=[0,0],[1,1]"]
-    SweepCallback().on_multirun_start(config)
-    assert config.hydra.overrides.hydra == ["hydra.sweep.dir='multirun/a b'"]
 
 
 def test_other_commands_and_single_runs_get_no_summary(tmp_path):

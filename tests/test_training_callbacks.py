@@ -9,15 +9,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from evad.config import load_config
 from evad.training.build import build_datamodule, build_module, build_trainer
 from evad.training.callbacks import wandb_id, wandb_logger
-from tests.conftest import TINY_TRAINING
 
 
 @pytest.fixture
-def trained(tmp_path, caplog, capsys):
+def trained(tmp_path, caplog, capsys, short_training):
     """A tiny run in this process, and everything it said."""
     folder = [f"data.root={tmp_path}/data", f"logger.csv.save_dir={tmp_path}/run"]
     options = ["trainer.max_epochs=1", "~callbacks.best", "~callbacks.last"]
-    cfg = load_config([*TINY_TRAINING, *options, *folder])
+    cfg = load_config([*short_training, *options, *folder])
     (tmp_path / "run").mkdir()
     (tmp_path / "run/train.log").touch()  # as Hydra does
     logger = logging.getLogger("lightning.pytorch")

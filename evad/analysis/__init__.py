@@ -1,4 +1,4 @@
-"""What runs left behind, as tables and figures: the paper's Tables 1-3 and Figs 1, 4 and 6-12 from run folders."""
+"""Tables and figures from run folders: the paper's Tables 1-3 and Figs 1, 4 and 6-12."""
 
 from evad.analysis.read import curves, describe, evaluations, per_class, read_runs
 from evad.analysis.summaries import Summaries

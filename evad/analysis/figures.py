@@ -1,7 +1,7 @@
-"""Figures over runs: learning curves, what a setting costs and brings, AP per class (Figs 6, 7, 9, 10).
+"""Figures over runs: learning curves, quality and cost by setting, AP per class (Figs 6, 7, 9, 10).
 
-Every function takes data frames of `evad.analysis` and returns a matplotlib `Figure`; none touches pyplot, so they draw
-in notebooks and scripts alike. Error bars and bands are sample standard deviations over runs, usually seeds.
+Every function takes data frames of `evad.analysis` and returns a matplotlib `Figure`; none uses pyplot, so they work in
+notebooks and in scripts. Error bars and bands are sample standard deviations over runs, usually seeds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MARKERS = "osD^vPX"
 
 
 def colour(number: int) -> str:
-    """A colour that stands out on white, in turn."""
+    """Colour of a line by its number; all are visible on white."""
     return (BLUE, ORANGE, GREEN, COLOURS[6], COLOURS[0], COLOURS[1], "black")[number % 7]
 
 
@@ -45,11 +45,11 @@ def count(runs: int) -> str:
 
 
 def learning_curves(curves: pd.DataFrame, runs: pd.DataFrame) -> Figure:
-    """Training loss, action mAP and person AP over epochs: mean and deviation of runs with equal settings.
+    """Draw training loss, action mAP and person AP over epochs: mean and deviation of runs with equal settings.
 
     Args:
         curves: As `evad.analysis.curves` gives them.
-        runs: The same runs by `read_runs`; interrupted ones are drawn as far as they got.
+        runs: The same runs by `read_runs`; of unfinished ones the epochs so far are drawn.
 
     Raises:
         ValueError: if nothing was logged.
@@ -69,12 +69,13 @@ def learning_curves(curves: pd.DataFrame, runs: pd.DataFrame) -> Figure:
         decorate(axis)
     for axis in axes[1:]:
         axis.set_ylim(0, 100)
-    legend_below(figure, axes[1])
+    if len(runs) > 1:
+        legend_below(figure, axes[1])
     return figure
 
 
 def legend_below(figure: Figure, axis: Axes) -> None:
-    """One legend for all panels, in as many columns as fit, and room for it."""
+    """Add one legend for all panels, in as many columns as fit, and make room for it."""
     handles, labels = axis.get_legend_handles_labels()
     columns = max(1, int(11 * figure.get_figwidth() / (max(map(len, labels)) + 8)))  # characters in an inch
     figure.set_figheight(figure.get_figheight() + 0.23 * -(-len(labels) // columns))
@@ -82,7 +83,7 @@ def legend_below(figure: Figure, axis: Axes) -> None:
 
 
 def draw_band(axis: Axes, statistics: pd.DataFrame, label: str, number: int) -> None:
-    """Mean as a line and deviation as a band."""
+    """Draw means as a line and deviations as a band."""
     x = statistics.index.to_numpy(dtype=float)
     mean, deviation = statistics["mean"].to_numpy(), statistics["std"].fillna(0).to_numpy()
     axis.plot(x, mean, color=colour(number), marker=MARKERS[number // 7 % 7], markersize=4, label=label)
@@ -90,7 +91,7 @@ def draw_band(axis: Axes, statistics: pd.DataFrame, label: str, number: int) -> 
 
 
 def decorate(axis: Axes) -> None:
-    """A light grid, and no frame above and on the right."""
+    """Add a light grid, and remove the frame above and on the right."""
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -112,13 +113,13 @@ def effect_of(
     setting: str,
     measures: Sequence[str] = ("mAP_last", "gflops", "peak_memory_mb", "train_clips_per_s"),
 ) -> Figure:
-    """Quality and cost against one setting: means with error bars, single runs as dots (Tables 1 and 2).
+    """Draw quality and cost against one setting: means with error bars, single runs as dots (Tables 1 and 2).
 
     There is one line for each combination of the other settings that vary.
 
     Args:
         runs: As `read_runs` gives them.
-        setting: Column on the x axis; high keep rates stand on the left.
+        setting: Column on the x axis; high keep rates are on the left.
         measures: One panel each.
 
     Raises:
@@ -148,7 +149,7 @@ def effect_of(
 
 
 def set_range(axis: Axes, measure: str) -> None:
-    """Costs from 0; AP from what there is, but at least over 10 points, so that noise does not look like an effect."""
+    """Show costs from 0, and AP over at least 10 points, so that noise does not look like an effect."""
     low, high = axis.get_ylim()
     if "AP" not in measure:
         axis.set_ylim(0, 1.06 * high)  # markers and error bars reach beyond the values
@@ -160,7 +161,7 @@ def set_range(axis: Axes, measure: str) -> None:
 def draw_line(
     axis: Axes, runs: pd.DataFrame, setting: str, measure: str, place: dict, label: str, number: int, joined: bool
 ) -> None:
-    """Means with error bars of one measure, and the runs behind them."""
+    """Draw means of one measure with error bars, and the single runs."""
     scale = AXES[measure][1]
     summary = summarize(runs, by=[setting], measures=[measure])
     x = [place[value] for value in summary[setting]]
@@ -172,18 +173,22 @@ def draw_line(
 def draw_means(
     axis: Axes, x: Sequence[float], mean: pd.Series, deviation: pd.Series, label: str, number: int, style: str = "-"
 ) -> None:
-    """Means with error bars; none where there is one run."""
+    """Draw means with error bars; a single run has none."""
     shade, marker = colour(number), MARKERS[number % 7]
     axis.errorbar(x, mean, deviation.fillna(0), color=shade, marker=marker, linestyle=style, capsize=4, label=label)
 
 
 def training_cost(runs: pd.DataFrame) -> Figure:
-    """Memory and time of training by keep rate, with the change against the highest one (Fig. 6).
+    """Draw memory and time of training by keep rate, with the change against the highest one (Fig. 6).
 
     Raises:
         ValueError: if no two finished runs differ in keep rate alone.
     """
-    lines = finished_lines(runs, "keep_rate")
+    return cost_bars(finished_lines(runs, "keep_rate"))
+
+
+def cost_bars(lines: dict[str, pd.DataFrame]) -> Figure:
+    """`training_cost` of runs that are split by their other settings."""
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     panels = (("peak_memory_mb", "peak memory in MiB"), ("ms_per_clip", "training time per clip in ms"))
     for axis, (measure, title) in zip(figure.subplots(1, 2), panels):
@@ -203,13 +208,13 @@ def training_cost(runs: pd.DataFrame) -> Figure:
         axis.set(xlabel=r"keep rate $\rho$", ylabel=title)
         axis.margins(y=0.12)
         decorate(axis)
-    if len(lines) > 1:
+    if list(lines) != ["all runs"]:
         legend_below(figure, figure.axes[0])
     return figure
 
 
 def alike(runs: pd.DataFrame, examples: pd.DataFrame) -> pd.DataFrame:
-    """Runs with the settings of one of `examples`, but for the keep rate; all of them where there is no example."""
+    """Runs with the settings of one of `examples`, except for the keep rate; all of them if there is no example."""
     settings = other_settings(runs, "keep_rate")
     if examples.empty or not settings:
         return runs
@@ -217,11 +222,13 @@ def alike(runs: pd.DataFrame, examples: pd.DataFrame) -> pd.DataFrame:
 
 
 def keep_rate_at_test(evaluations: pd.DataFrame, runs: pd.DataFrame) -> Figure:
-    """One training tested at several keep rates, beside runs trained at each of them (Fig. 7).
+    """Draw one training tested at several keep rates, beside runs trained at each of them (Fig. 7).
+
+    The points of a single training are labelled with their cost.
 
     Args:
         evaluations: As `evad.analysis.evaluations` gives them.
-        runs: Runs to compare with, by `read_runs`; their best epochs count, as those are what `best.ckpt` holds.
+        runs: Runs to compare with, by `read_runs`; their best epochs count, since `best.ckpt` is of the best epoch.
 
     Raises:
         ValueError: if no run was evaluated at two keep rates.
@@ -239,12 +246,16 @@ def keep_rate_at_test(evaluations: pd.DataFrame, runs: pd.DataFrame) -> Figure:
         label = rf"trained at $\rho$ = {rate}, tested at others ({count(rows['run'].nunique())})"
         statistics = 100 * rows.groupby("keep_rate")["mAP"].agg(["mean", "std"])
         draw_means(axis, statistics.index.tolist(), statistics["mean"], statistics["std"], label, number)
+        if len(tested) == 1 and "gflops" in rows:
+            write_costs(axis, rows)
     done = alike(runs[runs["status"] == "finished"], runs[runs["run"].isin(found["run"])])
     trained = summarize(done, by=["keep_rate"], measures=["mAP_best"])
-    label = rf"trained and tested at the same $\rho$ ({count(len(done))})"
-    mean, deviation = 100 * trained["mAP_best_mean"], 100 * trained["mAP_best_std"]
-    draw_means(axis, trained["keep_rate"].tolist(), mean, deviation, label, 0, "--")
+    if len(trained):
+        label = rf"trained and tested at the same $\rho$ ({count(len(done))})"
+        mean, deviation = 100 * trained["mAP_best_mean"], 100 * trained["mAP_best_std"]
+        draw_means(axis, trained["keep_rate"].tolist(), mean, deviation, label, 0, "--")
     axis.set(xlabel=r"keep rate $\rho$ at test", ylabel=AXES["mAP_last"][0])
+    axis.margins(x=0.08)  # room for the labels of the points
     set_range(axis, "mAP")
     rates = sorted({*found["keep_rate"], *trained["keep_rate"]})
     axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
@@ -254,10 +265,17 @@ def keep_rate_at_test(evaluations: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     return figure
 
 
-def class_bars(gains: pd.DataFrame, first: str, second: str, notable: float = 0.05) -> Figure:
-    """AP of every class in two settings, side by side (Fig. 9).
+def write_costs(axis: Axes, evaluations: pd.DataFrame) -> None:
+    """Write the GFLOPs below every point of one training."""
+    for rate, point in evaluations.groupby("keep_rate")[["mAP", "gflops"]].mean().dropna().iterrows():
+        text, place = f"{point['gflops']:.3g} GFLOPs", (rate, 100 * point["mAP"])
+        axis.annotate(text, place, xytext=(0, -14), textcoords="offset points", ha="center", fontsize=8)
 
-    Classes that gain or lose more than `notable` are bold, those that at least double are green.
+
+def class_bars(gains: pd.DataFrame, first: str, second: str, notable: float = 0.05) -> Figure:
+    """Draw the AP of every class in two settings, side by side (Fig. 9).
+
+    Classes that gain or lose more than `notable` are bold, those whose AP at least doubles are green.
 
     Args:
         gains: As `evad.analysis.tables.class_gains` gives them.
@@ -283,14 +301,14 @@ def class_bars(gains: pd.DataFrame, first: str, second: str, notable: float = 0.
 
 
 def class_gain_bars(gains: pd.DataFrame, first: str, second: str) -> Figure:
-    """What every class gains from the first setting to the second, sorted (Fig. 10)."""
+    """Draw what every class gains from the first setting to the second, sorted (Fig. 10)."""
     figure = Figure(figsize=(7.5, 1.4 + 0.3 * len(gains)), layout="constrained")
     axis = figure.subplots()
     points = 100 * gains["gain"]
     bars = axis.barh(gains["class"], points, color=[GREEN if gain >= 0 else ORANGE for gain in points])
     axis.bar_label(bars, [f"{gain:+.1f}" for gain in points], padding=3, fontsize=9)
     axis.axvline(0, color="black", linewidth=0.8)
-    axis.set(xlabel="change of AP@0.5 in percentage points", title=f"{second}  against  {first}")
+    axis.set(xlabel="change of AP@0.5 in percentage points", title=f"{second}, compared with {first}")
     axis.title.set_fontsize(10)
     axis.margins(x=0.15)
     axis.invert_yaxis()

@@ -10,14 +10,13 @@ AP values are fractions of 1, as logged.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from evad.runs.folders import RunFolder, find_runs, read_folder
+from evad.runs.folders import RunFolder, evaluation_files, find_runs, read_folder, read_report
 from evad.runs.names import is_without_effect
 
 SETTINGS = {
@@ -37,10 +36,10 @@ PARTS = {
     "keyframe": "model.net.encoder.keyframe",
     "decoder_input": "model.net.encoder.decoder_input",
 }
-"""Column -> where the part's configuration stands, if neither a group choice nor a key `model.<column>` names it."""
+"""Column -> key of the part's configuration, for runs where neither a group choice nor `model.<column>` names it."""
 
 CHOICE_OF_CLASS = {"ClassificationBranch": "decoder", "KeyframePruning": "mean_attention"}
-"""Group choices that are named differently from the class they build."""
+"""Class -> group choice, where the two names differ."""
 
 MEASURES = ["mAP_last", "mAP_best", "person_AP_last", "person_AP_best", "gflops", "train_clips_per_s", "peak_memory_mb"]
 """Columns of `read_runs` that measure something, AP as fractions of 1."""
@@ -53,12 +52,12 @@ def read_runs(*folders: str | Path) -> pd.DataFrame:
         *folders: Run folders, sweep folders, or folders of them at any depth.
 
     Returns:
-        Columns `run` (path), `name`, `status` (see `RunFolder.status`), `seed`; the columns of `SETTINGS`, of `PARTS`
-        where any run has them, and one per further key that was overridden on the command line and differs between
-        the runs, under its dotted name; `epochs` (validated) and `max_epochs` (planned); `mAP_last`, `mAP_best`,
-        `best_epoch` (from 1), `person_AP_last`, `person_AP_best` (at `best_epoch`), `gflops`, `train_clips_per_s`
-        (median over epochs), `peak_memory_mb` (largest), `seconds` and `attempts` (of `run.json`), `evaluations` (how
-        many `evad.eval` results lie in the run, see `evaluations`) and `problems`.
+        Columns `run` (path), `name`, `status` (see `RunFolder.status`), `seed`; the columns of `SETTINGS`; those of
+        `PARTS` that any run has; one for each other key of a command line that differs between the runs, under its
+        dotted name; `epochs` (validated) and `max_epochs` (planned); `mAP_last`, `mAP_best`, `best_epoch` (from 1),
+        `person_AP_last`, `person_AP_best` (at `best_epoch`), `gflops`, `train_clips_per_s` (median over epochs),
+        `peak_memory_mb` (largest), `seconds` and `attempts` (of `run.json`), `evaluations` (how many results of
+        `evad.eval` are in the run, see `evaluations`) and `problems`.
 
     Raises:
         FileNotFoundError: if a folder does not exist.
@@ -71,9 +70,9 @@ def read_runs(*folders: str | Path) -> pd.DataFrame:
 
 
 def row(run: RunFolder, swept: Iterable[str]) -> dict[str, Any]:
-    """One run as one row."""
-    quality = quality_of(run)
-    if not run.metrics.empty and not quality["epochs"]:
+    """One run as one row; AP is NaN if it was never validated."""
+    mean, person, best = run.column("val/mAP"), run.column("val/person_AP"), run.best_epoch
+    if not run.metrics.empty and best is None:
         run.lacks("never validated")
     return {
         "run": run.path.as_posix(),
@@ -83,7 +82,13 @@ def row(run: RunFolder, swept: Iterable[str]) -> dict[str, Any]:
         **{column: plain(run.setting(key)) for column, key in SETTINGS.items()},
         **{part: part_name(run, part) for part in PARTS},
         **{key: swept_value(run, key) for key in swept},
-        **quality,
+        "epochs": len(mean),
+        "max_epochs": run.setting("trainer.max_epochs"),
+        "mAP_last": mean.iloc[-1:].mean(),
+        "mAP_best": mean.max(),
+        "best_epoch": None if best is None else best + 1,
+        "person_AP_last": person.iloc[-1:].mean(),
+        "person_AP_best": float(person.get(best, float("nan"))),
         "gflops": run.column("cost/gflops").iloc[-1:].mean(),
         "train_clips_per_s": run.column("cost/train_clips_per_s").median(),
         "peak_memory_mb": run.column("cost/peak_memory_mb").max(),
@@ -93,28 +98,13 @@ def row(run: RunFolder, swept: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def quality_of(run: RunFolder) -> dict[str, Any]:
-    """Validation AP of the last and of the best epoch; NaN where the run never validated."""
-    mean, person = run.column("val/mAP"), run.column("val/person_AP")
-    best = int(mean.index[int(mean.argmax())]) if len(mean) else None
-    return {
-        "epochs": len(mean),
-        "max_epochs": run.setting("trainer.max_epochs"),
-        "mAP_last": mean.iloc[-1:].mean(),
-        "mAP_best": mean.max(),
-        "best_epoch": None if best is None else best + 1,
-        "person_AP_last": person.iloc[-1:].mean(),
-        "person_AP_best": float(person.get(best, float("nan"))),
-    }
-
-
 def plain(value: Any) -> Any:
     """A setting as one table cell: lists become `0.4, 0.2`."""
     return ", ".join(str(item) for item in value) if isinstance(value, list) else value
 
 
 def part_name(run: RunFolder, part: str) -> str | None:
-    """Which variant of a part of the model a run used: the chosen option, else the name of its class."""
+    """Which variant of a part of the model a run used: the chosen option, or else the name of its class."""
     if chosen := run.choices.get(f"model/{part}"):
         return str(chosen)
     for node in (run.setting(f"model.{part}"), run.setting(PARTS[part])):
@@ -127,7 +117,7 @@ def part_name(run: RunFolder, part: str) -> str | None:
 
 
 def swept_keys(runs: list[RunFolder]) -> list[str]:
-    """Keys overridden on some command line, other than the usual columns', whose values differ between the runs."""
+    """Keys of the command lines that have no column of their own and whose values differ between the runs."""
     parts = [f"model{sign}{part}" for part in PARTS for sign in "/."]  # chosen by group or by key
     covered = {"seed", "name", *SETTINGS.values(), *parts}
     given = dict.fromkeys(key for run in runs for key in run.overrides)
@@ -136,15 +126,15 @@ def swept_keys(runs: list[RunFolder]) -> list[str]:
 
 
 def swept_value(run: RunFolder, key: str) -> Any:
-    """Value of an overridden key; of a config group, the chosen option."""
-    if key == "experiment":  # after a resume Hydra knows none, but it gave the run its name
+    """Value of a key from a command line; for a config group, the chosen option."""
+    if key == "experiment":  # it gave the run its name, which remains after a resume
         return run.choices.get(key, run.setting("name"))
     value = run.choices[key] if key in run.choices else run.setting(key)
     return None if isinstance(value, dict) else plain(value)
 
 
 def describe(runs: pd.DataFrame) -> str:
-    """How many runs there are, how they ended, and every run that is not simply finished."""
+    """Say how many runs there are, how they ended, and what is wrong with each that is not simply finished."""
     counts = ", ".join(f"{count} {status}" for status, count in runs["status"].value_counts().items())
     lines = [f"{len(runs)} runs: {counts}"]
     for one in runs[(runs["status"] != "finished") | (runs["problems"] != "")].to_dict("records"):
@@ -153,27 +143,20 @@ def describe(runs: pd.DataFrame) -> str:
 
 
 def per_class(*folders: str | Path) -> pd.DataFrame:
-    """AP of every class of every run, one row per run and class; runs that never validated have none.
+    """AP of every class of every run, one row per run and class; runs that were never validated have none.
 
     Returns:
         `run` and `name` as in `read_runs`, `class`, `AP_last`, `AP_best` (in the epoch of the best mAP), in the order
         of class ids.
     """
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for run in map(read_folder, find_runs(folders)):
-        best = quality_of(run)["best_epoch"]
+        best = run.scores(run.best_epoch) if run.best_epoch is not None else {}
         ids = [str(name).removeprefix("val/AP/") for name in run.metrics.columns if str(name).startswith("val/AP/")]
         for number in sorted(ids, key=lambda name: (not name.isdecimal(), name.zfill(9))):
-            values = run.column(f"val/AP/{number}")
-            rows.append(
-                {
-                    "run": run.path.as_posix(),
-                    "name": run.setting("name"),
-                    "class": run.classes.get(number, number),
-                    "AP_last": values.iloc[-1:].mean(),
-                    "AP_best": float(values.get(best - 1, float("nan"))) if best else float("nan"),
-                }
-            )
+            last = run.column(f"val/AP/{number}").iloc[-1:].mean()
+            label = run.classes.get(number, number)
+            rows.append((run.path.as_posix(), run.setting("name"), label, last, best.get(f"AP/{number}", float("nan"))))
     return pd.DataFrame(rows, columns=["run", "name", "class", "AP_last", "AP_best"])
 
 
@@ -186,15 +169,20 @@ def curves(*folders: str | Path) -> pd.DataFrame:
     """
     tables = [pd.DataFrame(columns=["run", "epoch", "train_loss", "mAP", "person_AP"])]
     for run in map(read_folder, find_runs(folders)):
-        series = {"mAP": run.column("val/mAP"), "person_AP": run.column("val/person_AP")}
-        if {"train/loss", "epoch"} <= set(run.metrics.columns):
-            series["train_loss"] = run.metrics.groupby("epoch")["train/loss"].mean()
-        table = pd.DataFrame(series).reindex(columns=["train_loss", "mAP", "person_AP"]).dropna(how="all")
-        if len(table):
-            table.insert(0, "epoch", table.index.astype(int) + 1)
-            table.insert(0, "run", run.path.as_posix())
+        if len(table := curve(run)):
             tables.append(table)
     return pd.concat(tables[1:] or tables, ignore_index=True)
+
+
+def curve(run: RunFolder) -> pd.DataFrame:
+    """The rows of `curves` for one run."""
+    series = {"mAP": run.column("val/mAP"), "person_AP": run.column("val/person_AP")}
+    if {"train/loss", "epoch"} <= set(run.metrics.columns):
+        series["train_loss"] = run.metrics.groupby("epoch")["train/loss"].mean()
+    table = pd.DataFrame(series).reindex(columns=["train_loss", "mAP", "person_AP"]).dropna(how="all")
+    table.insert(0, "epoch", table.index.astype(int) + 1)
+    table.insert(0, "run", run.path.as_posix())
+    return table
 
 
 def evaluations(*folders: str | Path) -> pd.DataFrame:
@@ -202,7 +190,7 @@ def evaluations(*folders: str | Path) -> pd.DataFrame:
 
     Returns:
         `run`, `evaluation` (its folder below the run), `keep_rate` (of the evaluation), `trained_keep_rate`, `gflops`
-        and every score that is one number; `problems` says which file could not be read.
+        and every score that is a single number; `problems` says which file could not be read.
     """
     rows: list[dict[str, Any]] = []
     for run in map(read_folder, find_runs(folders)):
@@ -210,16 +198,11 @@ def evaluations(*folders: str | Path) -> pd.DataFrame:
         for path in evaluation_files(run.path):
             one = {**common, "evaluation": path.parent.relative_to(run.path).as_posix(), "problems": ""}
             try:
-                report = json.loads(path.read_text())
+                report = read_report(path)
                 scores = {key: value for key, value in report.items() if isinstance(value, (int, float))}
                 rows.append({**one, "keep_rate": plain(report.get("keep_rate")), **scores})
-            except (OSError, ValueError, AttributeError) as error:
+            except (OSError, ValueError) as error:
                 rows.append({**one, "problems": f"metrics.json cannot be read: {error}"})
     columns = ["run", "evaluation", "trained_keep_rate", "keep_rate", "mAP", "person_AP", "gflops", "problems"]
     frame = pd.DataFrame(rows)
     return frame.reindex(columns=[*columns, *(column for column in frame.columns if column not in columns)])
-
-
-def evaluation_files(run: Path) -> list[Path]:
-    """The metrics.json of every evaluation in a run, in the order of their folders."""
-    return sorted((run / "eval").rglob("metrics.json"))

@@ -1,4 +1,4 @@
-"""The four tables of some runs together: read from folders, or from the small csv files written earlier."""
+"""The four tables of some runs: read from run folders, or from csv files that were written earlier."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evad.analysis import read as tables
 
 @dataclass
 class Summaries:
-    """Everything the figures of runs are drawn from; each is a csv file of its name in a summary folder.
+    """What figures of runs are drawn from; a summary folder has a csv file of the same name for each table.
 
     Attributes:
         runs: See `read_runs`.
@@ -28,13 +28,13 @@ class Summaries:
 
     @classmethod
     def of(cls, *folders: str | Path) -> Summaries:
-        """Tables of the runs below `folders`; raises as `read_runs` does."""
+        """Read the runs below `folders`; raises the errors of `read_runs`."""
         readers = (tables.read_runs, tables.per_class, tables.curves, tables.evaluations)
         return cls(*(read(*folders) for read in readers))
 
     @classmethod
     def read(cls, folder: str | Path) -> Summaries:
-        """Tables that `write` left in a folder.
+        """Read what `write` wrote to a folder.
 
         Raises:
             FileNotFoundError: if one is missing.

@@ -25,17 +25,17 @@ TITLES = {
     "train_clips_per_s": "training clips/s",
     "peak_memory_mb": "peak memory in MiB",
 }
-"""How columns are called in tables, legends and captions."""
+"""Column -> its title in tables, legends and captions."""
 
 
 def summarize(runs: pd.DataFrame, by: Sequence[str], measures: Sequence[str] = MEASURES) -> pd.DataFrame:
     """Mean, sample standard deviation and number of runs that share the settings `by`, usually seeds.
 
-    Only finished runs count: the last epoch of an interrupted one is another point of its learning curve.
+    Only finished runs count: the last epoch of an unfinished one is another point of its learning curve.
 
     Args:
         runs: As `read_runs` gives them.
-        by: Columns whose values make a group; a missing value is a group of its own. Without any, all runs are one.
+        by: Columns whose values make a group; a missing value is a group of its own. If empty, all runs are one group.
         measures: Columns to average.
 
     Returns:
@@ -44,7 +44,7 @@ def summarize(runs: pd.DataFrame, by: Sequence[str], measures: Sequence[str] = M
         `<measure>_n` (runs that have a value).
 
     Raises:
-        ValueError: if a column is missing; names those there are.
+        ValueError: if a column is missing; names the existing ones.
     """
     if missing := [column for column in (*by, *measures) if column not in runs]:
         raise ValueError(f"no column {', '.join(missing)}; there are {', '.join(map(str, runs.columns))}")
@@ -61,11 +61,11 @@ NO_SETTINGS = {
     *("run", "status", "seed", "epochs", "max_epochs", "best_epoch", "seconds", "attempts", "evaluations", "problems"),
     *MEASURES,
 }
-"""Columns of `read_runs` that are no choice of the experimenter."""
+"""Columns of `read_runs` that the experimenter does not choose."""
 
 
 def varying(runs: pd.DataFrame) -> list[str]:
-    """Settings in which the runs differ; `name` only where no other one does."""
+    """Settings in which the runs differ; `name` only if they differ in nothing else."""
     columns = [
         column for column in runs.columns if column not in NO_SETTINGS and runs[column].nunique(dropna=False) > 1
     ]
@@ -73,7 +73,7 @@ def varying(runs: pd.DataFrame) -> list[str]:
 
 
 def label_of(settings: Mapping[str, Any]) -> str:
-    """Settings in words: `keep rate 0.7, fill zeros`."""
+    """Settings as text: `keep rate 0.7, fill zeros`."""
     return ", ".join(f"{TITLES.get(name, name)} {cell(value)}" for name, value in settings.items()) or "all runs"
 
 
@@ -88,9 +88,9 @@ def is_number(value: object) -> bool:
 
 
 def groups(runs: pd.DataFrame, by: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Runs that share the settings `by`, under their settings in words; one group if `by` is empty.
+    """Runs that share the settings `by`, by their settings as text; one group if `by` is empty.
 
-    Beside the first setting the words leave out what most runs have.
+    The text leaves out what most runs have, except for the first setting.
     """
     if not by:
         return {"all runs": runs}
@@ -103,28 +103,28 @@ def groups(runs: pd.DataFrame, by: Sequence[str]) -> dict[str, pd.DataFrame]:
 
 
 def other_settings(runs: pd.DataFrame, setting: str) -> list[str]:
-    """Settings in which the runs differ, but for `setting`."""
+    """Settings other than `setting` in which the runs differ."""
     return [name for name in varying(runs) if name not in (setting, "name")]
 
 
 def lines_over(runs: pd.DataFrame, setting: str) -> dict[str, pd.DataFrame]:
-    """Runs that differ in `setting` alone, under their other settings in words; empty where no two do."""
+    """Runs that differ in `setting` alone, by their other settings as text; empty if no two do."""
     split = groups(runs, other_settings(runs, setting))
     return {label: rows for label, rows in split.items() if rows[setting].nunique(dropna=False) > 1}
 
 
 def comparable(runs: pd.DataFrame) -> pd.DataFrame:
-    """The most runs that differ in keep rate alone (and seed); all of them where no two do."""
+    """The largest set of runs that differ in keep rate (and seed) alone; all runs if no two do."""
     return max(lines_over(runs, "keep_rate").values(), key=len, default=runs)
 
 
 def setting_order(value: Any) -> tuple[str, Any]:
-    """Sorting key of a setting's values, numbers first: a keep rate per block is a text among them."""
+    """Sorting key of a setting's values, numbers first: a keep rate per block is a text."""
     return "" if is_number(value) else str(type(value)), value
 
 
 def with_deviation(mean: float, deviation: float, scale: float = 1, digits: int | None = None) -> str:
-    """`30.5 ± 0.2`, without the deviation where there is only one run; 3 digits below 10 and 1 above by default."""
+    """`30.5 ± 0.2`, without the deviation if it is NaN; by default 3 digits below 10 and 1 above."""
     if math.isnan(mean):
         return "-"
     if digits is None:
@@ -146,8 +146,8 @@ def change_table(
 
     Returns:
         Cells as text: `by`, `setting`, `n` (runs), action mAP and person AP in per cent with the standard deviation
-        over runs, then GFLOPs, training clips per second and peak memory. Where a group has no reference, no change is
-        given.
+        over runs, then GFLOPs, training clips per second and peak memory. No change is given for a group without
+        reference.
     """
     summary = summarize(runs, by=[*by, setting])
     summary = summary[summary["runs"] > 0].sort_values(
@@ -161,26 +161,21 @@ def change_table(
 
 
 def table_row(row: Mapping[Any, Any], base: Mapping[Any, Any] | None, settings: Sequence[str]) -> dict[str, str]:
-    """One line of `change_table`."""
+    """One row of `change_table`."""
     cells = {TITLES.get(name, name): cell(row[name]) for name in settings}
     cells["n"] = str(row["runs"])
     for measure, title in (("mAP_last", "mAP in %"), ("person_AP_last", "person AP in %")):
         cells[title] = with_deviation(row[f"{measure}_mean"], row[f"{measure}_std"], scale=100, digits=1)
     for measure in ("gflops", "train_clips_per_s", "peak_memory_mb"):
         value = row[f"{measure}_mean"]
+        change = value / base[f"{measure}_mean"] - 1 if base and row[settings[-1]] != base[settings[-1]] else math.nan
         text = "-" if math.isnan(value) else f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
-        if (
-            base is not None
-            and row[settings[-1]] != base[settings[-1]]
-            and not math.isnan(value / base[f"{measure}_mean"])
-        ):
-            text += f" ({value / base[f'{measure}_mean'] - 1:+.0%})"
-        cells[TITLES[measure]] = text
+        cells[TITLES[measure]] = text if math.isnan(change) else f"{text} ({change:+.0%})"
     return cells
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table of text cells in Markdown."""
+    """A table as Markdown."""
     lines = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
@@ -188,7 +183,7 @@ def markdown(table: pd.DataFrame) -> str:
 def class_gains(
     classes: pd.DataFrame, first: Sequence[str], second: Sequence[str], measure: str = "AP_last"
 ) -> pd.DataFrame:
-    """AP of every class in two sets of runs (such as seeds of two settings), greatest gain first (Figs 9, 10).
+    """AP of every class in two sets of runs, such as seeds of two settings; greatest gain first (Figs 9, 10).
 
     Args:
         classes: As `per_class` gives them.

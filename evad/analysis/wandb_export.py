@@ -1,4 +1,4 @@
-"""Runs from W&B: the csv that "Export CSV" of a runs table gives, in the columns of `read_runs`."""
+"""Read runs from the csv file that "Export CSV" of W&B writes, into the columns of `read_runs`."""
 
 from __future__ import annotations
 
@@ -6,50 +6,40 @@ from pathlib import Path
 
 import pandas as pd
 
-from evad.analysis.read import CHOICE_OF_CLASS, MEASURES, PARTS
+from evad.analysis.read import CHOICE_OF_CLASS, MEASURES, PARTS, SETTINGS
 
 COLUMNS = {
     "run": ("ID", "Name"),
     "name": ("name", "Name"),
     "status": ("State",),
     "seed": ("seed",),
-    "keep_rate": ("model/keep_rate",),
-    "w_kf": ("model/w_kf",),
-    "roi_extension": ("model/roi_extension",),
-    "decoder_depth": ("model/decoder_depth",),
-    "context_order": ("model/context_order",),
-    "fill": ("model/fill",),
-    "pruning": ("model/pruning",),
-    "classifier": ("model/classifier",),
-    "keyframe": ("model/keyframe",),
-    "decoder_input": ("model/decoder_input",),
+    **{name: (f"model/{name}",) for name in SETTINGS if name != "image_size"},
+    **{part: (f"model/{part}",) for part in PARTS},
     "image_size": ("data/image_size",),
     "max_epochs": ("max_epochs",),
     "mAP_last": ("val/mAP",),
     "mAP_best": ("val/mAP.max",),
     "person_AP_last": ("val/person_AP",),
     "person_AP_best": ("val/person_AP.max",),
-    "gflops": ("cost/gflops",),
-    "train_clips_per_s": ("cost/train_clips_per_s",),
-    "peak_memory_mb": ("cost/peak_memory_mb",),
+    **{name: (f"cost/{name}",) for name in ("gflops", "train_clips_per_s", "peak_memory_mb")},
     "seconds": ("Runtime", "_runtime"),
 }
-"""Our column -> W&B's, the first that is there. Nested configurations come with dots or with slashes."""
+"""Our column -> W&B's, of which the first existing one is read. Nested configurations have dots or slashes."""
 
 STATES = {"crashed": "failed", "killed": "failed"}
 
 
 def read_wandb_export(path: str | Path) -> pd.DataFrame:
-    """Runs of a W&B project as `read_runs` would give them.
+    """Read the runs of a W&B project into the columns of `read_runs`.
 
     W&B keeps the last value of each metric, so `mAP_best` is missing (NaN) unless the table has a `.max` column. A run
-    is named by its id, or its display name where the table does not show ids.
+    is named by its id, or by its display name if the table has no ids.
 
     Args:
         path: The exported csv; show the columns of the configuration and the summary before exporting.
 
     Raises:
-        ValueError: if the file lacks `State` or `val/mAP`, without which it says nothing about runs.
+        ValueError: if the file has no column `State` or `val/mAP`.
     """
     table = pd.read_csv(path)
     given = {str(column): column for column in table.columns}
@@ -57,8 +47,8 @@ def read_wandb_export(path: str | Path) -> pd.DataFrame:
     given |= {name.replace(".", "/"): given[name] for name in nested}
     if missing := [name for name in ("State", "val/mAP") if name not in given]:
         raise ValueError(
-            f"{path} has no column {', '.join(missing)} but {', '.join(map(str, table.columns))}: show it in the runs "
-            "table of W&B, then export again"
+            f"{path} has no column {', '.join(missing)}, only {', '.join(map(str, table.columns))}: show it in the "
+            "runs table of W&B, then export again"
         )
     frame = pd.DataFrame(index=table.index)
     for ours, theirs in COLUMNS.items():

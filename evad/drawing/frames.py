@@ -1,4 +1,4 @@
-"""Detections drawn on frames."""
+"""Draw detections on frames."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ READABLE_HEIGHT = 512
 
 
 def readable_scale(height: int) -> int:
-    """Whole-number enlargement that makes a frame of `height` pixels large enough to write on."""
+    """Integer factor that makes a frame of `height` pixels large enough to write on."""
     return max(1, -(-READABLE_HEIGHT // height))
 
 
@@ -28,15 +28,15 @@ def draw_detections(
     scale: int = 1,
     truth: Sequence[tuple[Sequence[float], str]] = (),
 ) -> np.ndarray:
-    """Frame with a box per actor and its best actions beside it.
+    """Draw a box around each actor, with its most confident actions.
 
     Args:
         frame: (H, W, 3) uint8 RGB.
         detections: Boxes in pixels of the frame.
         names: K class names.
-        score_threshold: Actions scored lower are not named.
+        score_threshold: Actions with a lower score are not named.
         top_actions: At most this many actions per actor.
-        scale: Whole-number enlargement, so that small frames stay readable.
+        scale: Integer factor by which the frame is enlarged, so that text on small frames is readable.
         truth: Ground-truth boxes (pixels) with their text, drawn in white.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Annotated videos."""
+"""Write annotated videos."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ _MPEG_CLOCK = Fraction(1, 90_000)  # s
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, times: np.ndarray | None = None) -> int:
-    """Encode frames (H, W, 3) uint8 RGB as H.264 and return how many there were.
+    """Encode frames as H.264.
 
-    Odd sizes are padded by one pixel, which the codec needs.
+    Odd heights and widths are padded by one pixel, because the codec needs even ones.
 
     Args:
-        path: The file.
-        frames: The pictures.
+        path: The file to write.
+        frames: (H, W, 3) uint8 RGB each.
         fps: Frames per second.
         times: Second at which each frame is shown; None: frame k at k / fps.
+
+    Returns:
+        How many frames there were.
     """
     count = 0
     with av.open(str(path), "w") as container:

@@ -1,13 +1,13 @@
-"""Run folders on disk: where they are, how far each got, what it was told to do.
+"""Read run folders: where they are, what each run was told to do, and what it reached.
 
-Nothing here raises over a broken run: whatever cannot be read becomes a sentence in `RunFolder.problems`.
+A broken run is not an error here: what cannot be read becomes a sentence in `RunFolder.problems`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,18 @@ from typing import Any
 import pandas as pd
 from omegaconf import OmegaConf
 
-from evad.runs.files import CLASSES, CONFIG, RECORD, RESOLVED, metric_files
+from evad.runs.files import CLASSES, CONFIG, METRICS, RECORD, REPORT, RESOLVED, metric_files
 from evad.runs.names import plain_value, split_override
 
 BELOW_A_RUN = ("checkpoints", "eval", "predict", "wandb")
 """Folders inside a run that hold no runs of their own."""
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".json": lambda path: json.loads(path.read_text()),
+    ".yaml": lambda path: OmegaConf.to_container(OmegaConf.load(path)),
+    ".csv": pd.read_csv,
+}
 
 
 @dataclass
@@ -28,10 +35,10 @@ class RunFolder:
 
     Attributes:
         path: Its folder.
-        config: `config.resolved.yaml`; without it `config.yaml`, whose interpolations are left as they stand.
-        metrics: Everything logged, one row per logging call, parts from before a resume first; may be empty.
-        record: `run.json`, empty without one.
-        overrides: Key -> value on the command line, from `run.json` or Hydra.
+        config: `config.resolved.yaml`, or `config.yaml` with its interpolations if the former is missing.
+        metrics: All logged values, one row per logging call, those from before a resume first; may be empty.
+        record: Content of `run.json`; may be empty.
+        overrides: Key -> value on the command line.
         choices: Chosen option of each config group.
         classes: Action id -> name.
         problems: What is missing or broken, in sentences.
@@ -47,7 +54,7 @@ class RunFolder:
     problems: list[str] = field(default_factory=list)
 
     def setting(self, key: str) -> Any:
-        """Value at a dotted key of the configuration, of the command line in a run without one; None if it has none."""
+        """Value at a dotted key of the configuration, or on the command line if there is none; None if not set."""
         if not self.config:
             return parsed(self.overrides.get(key, "null"))
         node: Any = self.config
@@ -58,7 +65,7 @@ class RunFolder:
         return node
 
     def column(self, name: str) -> pd.Series:
-        """Logged values of one name by epoch (from 0), the later one where a resumed run logged an epoch again."""
+        """Logged values of one name by epoch (from 0); the later value if a resumed run repeated an epoch."""
         if not {name, "epoch"} <= set(self.metrics.columns):
             return pd.Series(dtype=float)
         values = pd.to_numeric(self.metrics[name], errors="coerce")
@@ -69,20 +76,20 @@ class RunFolder:
 
     @property
     def status(self) -> str:
-        """What the sweep noted; otherwise judged by the epochs that were validated.
+        """As the run recorded it: finished, failed, or running (also if it was killed); unknown without a record."""
+        return str(self.record.get("status", "unknown"))
 
-        `finished`: as many as planned. `interrupted`: fewer. `empty`: nothing was logged. `unknown`: something was
-        logged, but the configuration does not say how many epochs were planned.
-        """
-        if noted := self.record.get("status"):
-            return str(noted)
-        if self.metrics.empty:
-            return "empty"
-        planned = self.setting("trainer.max_epochs")
-        if not isinstance(planned, int):
-            return "unknown"
-        validated = self.column("val/mAP")
-        return "finished" if len(validated) and validated.index.max() + 1 >= planned else "interrupted"
+    @property
+    def best_epoch(self) -> int | None:
+        """Epoch (from 0) with the highest val/mAP, the first of equal ones; None if the run was never validated."""
+        scores = self.column("val/mAP")
+        return int(scores.index[int(scores.argmax())]) if len(scores) else None
+
+    def scores(self, epoch: int) -> dict[str, float]:
+        """Validation scores of an epoch, by name without `val/`; classes are `AP/<id>`."""
+        names = [name for name in map(str, self.metrics.columns) if name.startswith("val/")]
+        found = {name.removeprefix("val/"): self.column(name).get(epoch) for name in names}
+        return {name: float(value) for name, value in found.items() if value is not None}
 
     def lacks(self, what: str) -> None:
         """Note what is missing, unless the run ended with an error, which is the reason."""
@@ -100,7 +107,7 @@ def parsed(text: str) -> Any:
 
 
 def find_runs(folders: tuple[str | Path, ...]) -> list[Path]:
-    """Every run folder at or below `folders`, in natural order (2 before 10), each once.
+    """Find every run folder at or below `folders`, in natural order (2 before 10), each once.
 
     Raises:
         FileNotFoundError: if one of `folders` does not exist.
@@ -113,7 +120,7 @@ def find_runs(folders: tuple[str | Path, ...]) -> list[Path]:
         inside = sorted(walk(folder), key=lambda path: natural(path.relative_to(folder)))
         if not inside:
             raise ValueError(
-                f"{folder} holds no run: none of {CONFIG}, {RESOLVED}, {RECORD}, metrics.csv is in it or below; "
+                f"{folder} holds no run: none of {CONFIG}, {RESOLVED}, {RECORD}, {METRICS} is in it or below; "
                 "give the output folder of evad.train"
             )
         found.update(dict.fromkeys(inside))
@@ -124,18 +131,11 @@ def walk(folder: Path) -> Iterator[Path]:
     """Run folders at or below `folder`; links are not followed."""
     for name, inside, files in os.walk(folder):
         path = Path(name)
-        run = is_run(path, set(files), set(inside))
+        run = bool({CONFIG, RESOLVED, RECORD} & set(files) or metric_files(path))
         skipped = BELOW_A_RUN if run else ()
         inside[:] = [each for each in inside if not each.startswith(".") and each not in skipped]
         if run:
             yield path
-
-
-def is_run(path: Path, files: set[str], inside: set[str]) -> bool:
-    """Whether a folder is a run's, also if the run died before it wrote its configuration."""
-    if files & {CONFIG, RESOLVED, RECORD, "metrics.csv"} or metric_files(path):
-        return True
-    return ".hydra" in inside and "train.log" in files and "metrics.json" not in files
 
 
 def natural(path: Path) -> list[tuple[bool, int, str]]:
@@ -144,7 +144,7 @@ def natural(path: Path) -> list[tuple[bool, int, str]]:
 
 
 def read_folder(path: Path) -> RunFolder:
-    """Everything a run left that can be read."""
+    """Read everything that a run left and that can be read."""
     run = RunFolder(path)
     read_settings(run)
     run.metrics = read_parts(run)
@@ -154,27 +154,21 @@ def read_folder(path: Path) -> RunFolder:
 
 
 def read_settings(run: RunFolder) -> None:
-    """Configuration, sweep record, command line and group choices of a run."""
+    """Record, configuration, command line and group choices of a run."""
     if (run.path / RECORD).is_file():
         run.record = load(run, run.path / RECORD, dict)
         if run.record.get("error"):
             run.problems.append(" ".join(str(run.record["error"]).split()))
-    hydra = run.path / ".hydra"
-    configs = [run.path / RESOLVED, run.path / CONFIG, hydra / "config.yaml"]
-    for config in filter(Path.is_file, configs):
-        if content := load(run, config, dict):
-            run.config = content
-            break
+    if config := next(filter(Path.is_file, (run.path / RESOLVED, run.path / CONFIG)), None):
+        run.config = load(run, config, dict)
     else:
         run.lacks("no configuration")
-    overrides = run.record.get("overrides")
-    if overrides is None and (hydra / "overrides.yaml").is_file():
-        overrides = load(run, hydra / "overrides.yaml", list)
-    run.overrides = dict(split_override(str(override)) for override in overrides or [])
-    if (hydra / "hydra.yaml").is_file():
-        tree = load(run, hydra / "hydra.yaml", dict).get("hydra") or {}
-        run.choices = (tree.get("runtime") or {}).get("choices") or {}
-    run.choices |= {  # the sweep's record outlives a resume, after which Hydra knows no groups
+    run.overrides = dict(split_override(str(override)) for override in run.record.get("overrides", []))
+    hydra = run.path / ".hydra" / "hydra.yaml"
+    tree = load(run, hydra, dict).get("hydra", {}) if hydra.is_file() else {}
+    if not any(text.startswith("resume=") for text in tree.get("overrides", {}).get("task", [])):
+        run.choices = tree.get("runtime", {}).get("choices", {})  # on a resume Hydra knows only the defaults
+    run.choices |= {
         key: plain_value(value)
         for key, value in run.overrides.items()
         if "/" in key or key == "experiment" or isinstance(run.setting(key), dict)
@@ -182,12 +176,10 @@ def read_settings(run: RunFolder) -> None:
 
 
 def load(run: RunFolder, path: Path, kind: type) -> Any:
-    """Content of a YAML or JSON file; an empty `kind`, and a problem noted, where it is broken."""
+    """Content of a YAML, JSON or csv file; if it is broken, note the problem and return an empty `kind`."""
     try:
-        content = (
-            json.loads(path.read_text()) if path.suffix == ".json" else OmegaConf.to_container(OmegaConf.load(path))
-        )
-    except Exception as error:  # whatever the YAML reader raises over a torn file: the run still gets its row
+        content = READERS[path.suffix](path)
+    except Exception as error:  # whatever the readers raise for a broken file: the run still gets its row
         run.problems.append(f"{path.name} cannot be read: {str(error).splitlines()[0]}")
         return kind()
     if not isinstance(content, kind):
@@ -197,13 +189,41 @@ def load(run: RunFolder, path: Path, kind: type) -> Any:
 
 
 def read_parts(run: RunFolder) -> pd.DataFrame:
-    """All logged values; a part that cannot be read becomes a problem, the others still count."""
-    tables = []
-    for part in metric_files(run.path):
-        try:
-            tables.append(pd.read_csv(part))
-        except (OSError, ValueError) as error:  # empty and torn files are ValueErrors of pandas
-            run.problems.append(f"{part.name} cannot be read: {str(error).splitlines()[0]}")
-    if not (run.path / "metrics.csv").is_file():
-        run.lacks("metrics.csv is missing")
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    """All logged values; a file that cannot be read becomes a problem, the others still count."""
+    tables = [load(run, part, pd.DataFrame) for part in metric_files(run.path)]
+    if not (run.path / METRICS).is_file():
+        run.lacks(f"{METRICS} is missing")
+    return pd.concat([table for table in tables if len(table)] or [pd.DataFrame()], ignore_index=True)
+
+
+def read_metrics(run_dir: Path) -> pd.DataFrame:
+    """All logged values of a run, those from before a resume first; files that cannot be read are left out."""
+    return read_parts(RunFolder(run_dir))
+
+
+def best_epoch(run_dir: Path) -> dict[str, float]:
+    """Epoch with the highest val/mAP and its scores, without those of single classes; {} if there is none."""
+    run = RunFolder(run_dir, metrics=read_metrics(run_dir))
+    if (epoch := run.best_epoch) is None:
+        return {}
+    return {"epoch": epoch, **{f"val/{name}": value for name, value in run.scores(epoch).items() if name[:3] != "AP/"}}
+
+
+def evaluation_files(run_dir: Path) -> list[Path]:
+    """The metrics.json of every evaluation in a run, in the order of their folders."""
+    return sorted((run_dir / "eval").rglob(REPORT))
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Content of the metrics.json of an evaluation.
+
+    Raises:
+        ValueError: if it is another kind of file.
+    """
+    try:
+        report = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is truncated or not JSON: {error}") from None
+    if not isinstance(report, dict) or "mAP" not in report:
+        raise ValueError(f"{path} has no mAP; give a metrics.json of evad.eval")
+    return report

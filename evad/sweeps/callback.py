@@ -1,41 +1,54 @@
-"""What Hydra calls between the jobs of a sweep."""
+"""What Hydra calls between the jobs of a sweep: names for the jobs, a summary, and an error if jobs are unfinished."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from evad.runs.names import is_without_effect
+from evad.runs.names import is_without_effect, split_override
 from evad.sweeps.jobs import log
 from evad.sweeps.summary import cause, write_summary
+
+SWEEP = "sweep.json"
+"""What the names in a sweep's folder leave out: {key: value} of the folder's first sweep."""
 
 
 class SweepCallback(Callback):
     """Keeps a sweep in one folder with an up-to-date summary, and ends it with an error if jobs are not finished."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Give every job the sweep's folder: its own configuration may have another `name`.
+        """Give every job the sweep's folder (its own configuration may have another `name`) and a readable name in it.
 
         Raises:
-            SystemExit: if values are listed for a key that is no part of the jobs' names.
+            SystemExit: if values are listed for a key that is not part of the jobs' names.
         """
-        for override in OverridesParser.create().parse_overrides(list(config.hydra.overrides.task)):
+        hydra = config.hydra
+        params = OmegaConf.select(hydra, "sweeper.params") or {}  # as conf/ablation lists them; the command line wins
+        texts = [*(f"{key}={value}" for key, value in params.items()), *hydra.overrides.task]
+        overrides = OverridesParser.create().parse_overrides(texts)
+        for override in overrides:
             if override.is_sweep_override() and is_without_effect(override.key_or_group):
                 raise SystemExit(
-                    f"{override.input_line}: {override.key_or_group} doesn't change what is trained, so that these "
-                    "jobs would be one; give one value, or a sweep=NAME of its own to each"
+                    f"{override.input_line}: {override.key_or_group} does not change what is trained, so these jobs "
+                    "would be the same; give one value, or start one sweep=NAME for each"
                 )
+        constant, with_digest = constant_keys(Path(hydra.sweep.dir), overrides)
+        name = f"${{job_name:${{hydra.overrides.task}},[{','.join(constant)}],{str(with_digest).lower()}}}"
         with read_write(config), open_dict(config):
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{config.hydra.sweep.dir}'")
+            hydra.overrides.hydra.insert(0, f"hydra.sweep.subdir='{name}'")  # first: the user's own takes precedence
+            hydra.overrides.hydra.append(f"hydra.sweep.dir='{hydra.sweep.dir}'")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Summarise what there is so far, also for a sweep that is killed later."""
+        """Summarise the results so far, in case the sweep is killed later."""
         if config.hydra.mode == RunMode.MULTIRUN:
             write_summary(Path(config.hydra.sweep.dir))
 
@@ -58,3 +71,29 @@ class SweepCallback(Callback):
                 f"{len(broken)} of {len(jobs)} jobs in {folder} are not finished: start the same command again to "
                 "rerun them, or delete their folders"
             )
+
+
+def constant_keys(folder: Path, overrides: Sequence[Override]) -> tuple[list[str], bool]:
+    """Decide which keys the names of a sweep's jobs leave out.
+
+    In a folder's first sweep these are the keys with one value for all jobs (none if every key has one value). In later
+    sweeps they are the keys that the first one left out too, as far as they have the same value.
+
+    Args:
+        folder: The sweep's folder, where the first sweep is noted.
+        overrides: Of the whole sweep; a later one replaces an earlier one of the same key.
+
+    Returns:
+        The keys, and whether the names need a digest because a value of the first sweep is not set in this one.
+    """
+    parsed = {split_override(one.get_key_element())[0]: one for one in overrides}
+    parsed = {key: one for key, one in sorted(parsed.items()) if not is_without_effect(key)}
+    single = {key: one.get_value_element_as_str() for key, one in parsed.items() if not one.is_sweep_override()}
+    path = folder / SWEEP
+    if path.is_file():
+        first = json.loads(path.read_text())
+        return [key for key in single if single[key] == first.get(key)], not first.keys() <= parsed.keys()
+    constant = single if len(single) < len(parsed) else {}
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(constant, indent=2) + "\n")
+    return list(constant), False

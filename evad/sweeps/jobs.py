@@ -21,9 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from evad.device import release_freed_memory
 from evad.runs.config import read_config
-from evad.runs.files import WANDB_ID
+from evad.runs.files import WANDB_ID, read_record
 from evad.runs.names import WITHOUT_EFFECT, config_digest
-from evad.runs.record import read_record
 
 log = logging.getLogger(__name__)
 

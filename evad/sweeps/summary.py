@@ -1,8 +1,7 @@
-"""What a sweep found: one row per job, and mean ± standard deviation over seeds."""
+"""Results of sweeps: one row per job, and mean ± standard deviation over seeds."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pandas as pd
 from evad.analysis import read_runs, summarize
 from evad.analysis.tables import NO_SETTINGS, TITLES, cell, varying, with_deviation
 from evad.analysis.tables import markdown as markdown_table
-from evad.runs.files import RECORD
+from evad.runs.files import RECORD, replace
 from evad.runs.names import last_part
 
 MEASURES = ("mAP_best", "mAP_last", "person_AP_best", "gflops", "train_clips_per_s", "peak_memory_mb")
@@ -20,14 +19,14 @@ MEASURES = ("mAP_best", "mAP_last", "person_AP_best", "gflops", "train_clips_per
 
 
 def read_jobs(folders: Iterable[Path]) -> pd.DataFrame:
-    """One row per job of one or several sweeps, finished or not; none where nothing was trained.
+    """Read one row per job of one or several sweeps, finished or not; none if nothing was trained.
 
     Args:
         folders: Sweep folders.
 
     Returns:
-        Columns of `read_runs`: `run`, `status`, the settings that vary, by the last part of their key where that is
-        enough, `seed`, `MEASURES`, `best_epoch`, `seconds`, `attempts` and `problems`.
+        Columns of `read_runs`: `run`, `status`, the settings that vary (by the last part of their key, unless two
+        share it), `seed`, `MEASURES`, `best_epoch`, `seconds`, `attempts` and `problems`.
     """
     runs = sorted(path.parent for folder in folders for path in folder.glob(f"*/{RECORD}"))
     if not runs:
@@ -41,7 +40,7 @@ def read_jobs(folders: Iterable[Path]) -> pd.DataFrame:
 
 
 def markdown(title: str, jobs: pd.DataFrame) -> str:
-    """The summary as a page: a table over settings, and a list of jobs that are not finished."""
+    """The summary as Markdown: a table over settings, and a list of jobs that are not finished."""
     settings = varying(jobs)
     rows = []
     for row in summarize(jobs, settings, MEASURES).to_dict("records"):
@@ -70,10 +69,3 @@ def write_summary(folder: Path) -> pd.DataFrame:
         replace(folder / "summary.csv", jobs.assign(run=[Path(run).name for run in jobs["run"]]).to_csv(index=False))
         replace(folder / "summary.md", markdown(folder.name, jobs))
     return jobs
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file at once: jobs that run side by side all write the summary."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text)
-    draft.replace(path)
