@@ -38,7 +38,7 @@ def test_run_folder_is_self_contained(run_dir):
     assert metrics["cost/gflops"].dropna().unique() == pytest.approx([sum(macs.values()) / 1e9], rel=1e-6)
 
 
-def test_resume_goes_on_in_the_same_folder_and_keeps_the_metrics(run_dir, workspace, tmp_path):
+def test_resumed_run_keeps_its_folder_and_its_metrics(run_dir, workspace, tmp_path):
     run_dir = shutil.copytree(run_dir, tmp_path / "run")
     command("evad.train", f"resume={run_dir}", "trainer.max_epochs=3", cwd=workspace)
     epochs = read_metrics(run_dir).dropna(subset=["val/mAP"])["epoch"].tolist()

@@ -27,16 +27,16 @@ def trained(tmp_path, caplog, capsys, short_training):
         rank_zero_info("another message")
     logger.removeHandler(caplog.handler)
     messages = [record.getMessage() for record in caplog.records] + [str(each.message) for each in warned]
-    return trainer, messages, "\n".join([*messages, *capsys.readouterr()])
+    return trainer, "\n".join([*messages, *capsys.readouterr()])
 
 
 def test_output_says_how_large_the_detector_is_and_advertises_nothing(trained):
-    trainer, messages, printed = trained
+    trainer, printed = trained
     millions = sum(parameter.numel() for parameter in trainer.model.model.parameters()) / 1e6
     gflops = float(trainer.callback_metrics["cost/gflops"])
     line = f"detector: {millions:.1f} M parameters, {gflops:.1f} GFLOPs for a clip of 8 x 64 x 64"
-    assert messages.count(line) == 1
-    assert "another message" in messages  # the rest of what Lightning says arrives
+    assert printed.count(line) == 1
+    assert "another message" in printed  # the rest of what Lightning says arrives
     for unwanted in (
         "Tip:",
         "litlogger",

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -20,8 +19,6 @@ from evad.device import peak_memory_mb, reset_peak_memory
 from evad.metrics.cost import paper_macs
 from evad.runs.files import CLASSES, WANDB_ID
 from evad.structures import Batch
-
-log = logging.getLogger(__name__)
 
 
 class EfficiencyMonitor(Callback):
@@ -52,13 +49,10 @@ class EfficiencyMonitor(Callback):
         self.clips += len(batch)
         if self.gflops is None:
             self.gflops = sum(paper_macs(module.model, *batch.clips.shape[2:]).values()) / 1e9
-            self.describe(module.model, tuple(batch.clips.shape[2:]))
-
-    @rank_zero_only
-    def describe(self, model: torch.nn.Module, size: tuple[int, ...]) -> None:
-        """Print the size of the detector in one line, in place of Lightning's table."""
-        millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-        log.info("detector: %.1f M parameters, %.1f GFLOPs for a clip of %d x %d x %d", millions, self.gflops, *size)
+            millions = sum(parameter.numel() for parameter in module.parameters()) / 1e6
+            size = " x ".join(map(str, batch.clips.shape[2:]))
+            # In place of Lightning's table, and printed by the module so that the line does not cut the progress bar.
+            module.print(f"detector: {millions:.1f} M parameters, {self.gflops:.1f} GFLOPs for a clip of {size}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         # Validation at the end of an epoch runs before this hook; `on_validation_*` subtract its time.
