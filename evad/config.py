@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 import evad
 from evad.runs.names import job_name
@@ -81,45 +80,14 @@ def load_config(overrides: list[str] | None = None, config_name: str = "train") 
         return compose(config_name, overrides=overrides or [])
 
 
-def unread_overrides(cfg: DictConfig, overrides: Sequence[str]) -> list[str]:
-    """Those of the command line's `model.key=value` that no part of the chosen model reads.
-
-    Such are sizes of a part that another option of its group replaced: `model.decoder_depth=2 model/classifier=linear`.
-
-    Args:
-        cfg: Composed config.
-        overrides: As typed.
-    """
-    text = OmegaConf.to_yaml(cfg, resolve=False)
-    typed = (override for override in overrides if override.lstrip("+").startswith("model."))
-    keys = {override: override.lstrip("+").partition("=")[0] for override in typed}
-    return [o for o, key in keys.items() if key.count(".") == 1 and f"${{{key}}}" not in text]
-
-
 def build_criterion(cfg: DictConfig) -> Any:
-    """The losses a composed config describes; runs saved before there was a choice have the set criterion."""
-    from evad.models.criterion import SetCriterion
-
-    return instantiate(cfg.model.criterion) if "criterion" in cfg.model else SetCriterion()
+    """The losses a composed config describes."""
+    return instantiate(cfg.model.criterion)
 
 
 def build_model(cfg: DictConfig) -> Any:
     """The detector a composed config describes (`evad.models.evad.EVAD` unless the YAML says otherwise)."""
-    upgrade(cfg)
     return instantiate(cfg.model.net)
-
-
-def upgrade(cfg: DictConfig) -> None:
-    """Bring the config of a run from before `model/pruning` existed up to date: `w_kf` moves to the pruning."""
-    encoder = cfg.model.net.get("encoder")
-    if encoder is not None and "w_kf" in encoder:
-        with open_dict(encoder):
-            del encoder.w_kf
-            encoder.pruning = {
-                "_target_": "evad.models.pruning.KeyframePruning",
-                "_partial_": True,
-                "w_kf": "${model.w_kf}",
-            }
 
 
 def effective_keep_rate(cfg: DictConfig) -> Any:
@@ -130,7 +98,7 @@ def effective_keep_rate(cfg: DictConfig) -> Any:
 
 
 def pruning_name(cfg: DictConfig) -> str:
-    """Class that reduces the tokens, for tables of runs; `none` where nothing does."""
+    """Class that reduces the tokens, for tables of runs; `none` if nothing does."""
     encoder = cfg.model.net.encoder
     parts = [encoder.get("pruning"), encoder.get("entry")]
     return next((str(part["_target_"]).rpartition(".")[2] for part in parts if part), "none")

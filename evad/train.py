@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from evad.analysis.plots import plot_learning_curve
 from evad.commandline import argument, hydra_command, hydra_command_from_run
-from evad.config import is_sweep, pruning_name, unread_overrides
+from evad.config import is_sweep, pruning_name
 from evad.data.annotations.findings import require_sound
 from evad.data.check.quick import quick_check
 from evad.models.weights.importers import OUR_RUN
@@ -49,8 +49,6 @@ def run(cfg: DictConfig) -> float | None:
     """One run, with a record of how it went."""
     hydra = HydraConfig.get()
     run_dir = Path(hydra.runtime.output_dir)
-    for override in unread_overrides(cfg, hydra.overrides.task):
-        log.warning("%s has no effect: the chosen parts of the model do not read it", override)
     overrides, digest = list(hydra.overrides.task), config_digest(cfg)
     if cfg.resume:
         overrides, digest = as_before(earlier := read_record(run_dir), overrides, digest)
@@ -190,7 +188,7 @@ def flat_parameters(cfg: DictConfig) -> dict[str, object]:
     """The choices that distinguish runs, for the loggers' hyperparameter tables."""
     model, data = cfg.model, cfg.data
     keys = ("keep_rate", "w_kf", "roi_extension", "decoder_depth", "context_order", "keyframe", "decoder_input", "fill")
-    given = {key: model[key] for key in keys if key in model}  # runs of earlier versions have fewer
+    given = {key: model[key] for key in keys if key in model}  # only the decoder has a decoder_depth
     chosen = {f"model/{key}": value if not hasattr(value, "__len__") else str(value) for key, value in given.items()}
     return {
         **chosen,
