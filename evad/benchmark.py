@@ -18,7 +18,6 @@ import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from torch import Tensor, nn
 from evad.analysis.plots import plot_training_cost
 from evad.commandline import run_command
 from evad.device import chosen_device, peak_memory_mb, reset_peak_memory
-from evad.metrics.cost import EXTERNAL_ACTORS, executed_macs, grid_of, paper_macs, token_counts
+from evad.metrics.cost import EXTERNAL_ACTORS, executed_macs, paper_macs, token_counts
 from evad.models.compilation import compile_layers
 from evad.models.evad import EVAD
 from evad.precision import autocast, precision_name, prepare
@@ -92,21 +91,13 @@ def count(cfg: DictConfig, size: int, mode: str) -> dict[str, Any]:
         "gmacs": sum(counted.values()) / 1e9,
         "gmacs_executed": sum(executed.values()) / 1e9,
         **{f"gmacs_{part}": value / 1e9 for part, value in counted.items()},
-        "tokens": stage_tokens(model, frames, side),
+        "tokens": token_counts(model, frames, side, side),
         "params": sum(parameter.numel() for parameter in model.parameters()),
         "precision": cfg.benchmark.precision,
         "batch_size": cfg.benchmark.batch_size,
         "compile": cfg.compile,
         "activation_checkpointing": cfg.model.activation_checkpointing,
     }
-
-
-def stage_tokens(model: EVAD, frames: int, side: int) -> list[int]:
-    """Tokens of one clip before the encoder and after each pruning stage (Table 6)."""
-    encoder = model.encoder
-    grid = grid_of(encoder, frames, side, side)
-    total = grid[0] * grid[1] * grid[2]
-    return [total, *(after for before, after in pairwise([total, *token_counts(encoder, grid)]) if after != before)]
 
 
 def in_own_process(config: str, size: int, mode: str) -> dict[str, float]:

@@ -161,8 +161,8 @@ class EVADOutput(Movable):
         tokens: (B, N, C) surviving tokens after the final norm, keyframe first; with `decoder_input: all` then the
             dropped ones.
         positions: (B, N) int64 grid position of each token.
-        kept: Per pruning stage, (B, n) grid positions of the context tokens that survived it (`keyframe: unified`: of
-            all tokens that did).
+        kept: Per pruning stage, (B, n) grid positions of the tokens that survived it.
+        valid: (B, Q) bool mask of queries, False where a clip's list of actors is only padded; None: all are valid.
     """
 
     person_logits: Tensor
@@ -172,3 +172,4 @@ class EVADOutput(Movable):
     tokens: Tensor
     positions: Tensor
     kept: list[Tensor]
+    valid: Tensor | None = None

@@ -31,7 +31,6 @@ TINY = [
     "model.patch=8",
     "model.base_grid=[3,5]",
     "model.keep_rate=0.8",
-    "model.decoder_depth=3",
     "model.net.encoder.dim=24",
     "model.net.encoder.depth=6",
     "model.net.encoder.num_heads=3",
@@ -47,16 +46,10 @@ TINY = [
     "model.net.localization.num_heads=2",
     "model.net.localization.dim_dynamic=4",
     "model.net.localization.dim_feedforward=24",
-    "model.net.classification.roi_size=4",
-    "model.decoder_dim=16",
-    "model.decoder_heads=2",
-    "model.decoder_hidden_dim=20",
-    "model.decoder_drop_path=0",
-    "model.woo_depth=2",
-    "model.woo_dim=12",
-    "model.woo_heads=2",
-    "model.woo_dim_dynamic=4",
-    "model.woo_hidden_dim=20",
+    "model.net.classification.roi.size=4",
+    # Of the heads, whichever is chosen.
+    "model.sizes.decoder={depth:3,dim:16,heads:2,hidden_dim:20,drop_path:0}",
+    "model.sizes.woo={depth:2,dim:12,heads:2,dim_dynamic:4,hidden_dim:20}",
 ]
 
 # A run of `python -m evad.train` that takes seconds.

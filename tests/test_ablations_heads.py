@@ -137,7 +137,7 @@ def test_executed_count_is_what_torch_counts(tiny_model, tiny_batch, name, train
     branch = model.classification
     volume = torch.zeros(1, 96, len(branch.mask_token), dtype=torch.float64)
     with FlopCounterMode(display=False) as counter:
-        branch.actor_bins(volume, (4, 4, 6), output.boxes[-1], batch.sizes[:1])
+        branch.roi(volume, (4, 4, 6), output.boxes[-1], batch.sizes[:1])
     roi_align = counter.get_flop_counts()["Global"]  # which neither count includes
     counted = (sum(whole.values()) - sum(roi_align.values())) / 2
     assert executed_macs(model, 8, 32, 48, training=training)["classification"] == counted
@@ -166,7 +166,7 @@ def test_linear_head_reads_the_encoders_own_channels(tiny_model, tiny_batch):
 def test_linear_baseline_has_no_pruning_and_no_extension():
     model = build_model(load_config(["experiment=ava_vitb_baseline", "model=mini"]))
     assert type(model.classification).__name__ == "LinearClassification"
-    assert model.classification.roi_extension == (0, 0)
+    assert model.classification.roi.extension == (0, 0)
     assert {block.pruning.keep_rate for block in model.encoder.blocks if block.pruning} <= {1.0}
 
 
@@ -222,7 +222,7 @@ def test_fewer_actors_take_the_first_embeddings(tiny_model):
 
 def test_more_actors_than_embeddings_are_an_error(tiny_model):
     branch, (x, boxes, sizes) = woo_branch(tiny_model), woo_input()
-    with pytest.raises(ValueError, match=r"8 actors in a clip, .* embeddings for 7: raise model.num_queries"):
+    with pytest.raises(ValueError, match=r"8 actors in a clip, .* embeddings for 7: raise model.woo_queries"):
         branch(Tokens.from_grid(x, (4, 4, 6)), torch.cat([boxes, boxes[:, :1]], dim=1), sizes)
 
 
@@ -250,7 +250,7 @@ def test_sizes_of_the_woo_head_change_it_alone(tiny_model, override):
 def test_woo_experiment_is_unpruned_and_unextended():
     model = on_meta("experiment=ava_woo_vitb")
     assert isinstance(model.classification, InteractionClassification)
-    assert model.classification.roi_extension == (0, 0)
+    assert model.classification.roi.extension == (0, 0)
     # 314 M parameters in Table 1a, 378 GFLOPs in Table 4
     assert sum(parameter.numel() for parameter in model.parameters()) == 313_932_436
     assert round(sum(paper_macs(model, 16, 288, 288).values()) / 1e9) == 378

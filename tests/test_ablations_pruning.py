@@ -3,7 +3,6 @@
 import pytest
 import torch
 from hydra.errors import InstantiationException
-from omegaconf import OmegaConf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,25 +13,25 @@ from evad.models.criterion import SetCriterion
 
 KEYFRAME = list(range(48, 72))  # of 4 x 4 x 6 tokens, the third slice
 PRUNE_BLOCKS = (1, 3, 4)  # of the tiny detector, from 0; its keep_rate is 0.8
-STAGES = [53, 38, 26]  # context tokens left of 72: ceil(0.8 * 96) - 24, ...
+STAGES = [77, 62, 50]  # tokens left of 96: ceil(0.8 * 96), ...
 UNIFIED, ALL = "model.keyframe=unified", "model.decoder_input=all"
 
-# Overrides -> tokens given to the classification branch, positions in `kept` per stage.
+# Overrides -> tokens given to the classification branch, tokens left per stage.
 CHOICES = {
     "mean_attention": (["model/pruning=mean_attention"], 50, STAGES),
     "none": (["model/pruning=none"], 96, []),
-    "random": (["model/pruning=random"], 82, [58]),
+    "random": (["model/pruning=random"], 82, [82]),
     "cls_token": (["model/pruning=cls_token"], 50, STAGES),
     "evit_fusion": (["model/pruning=evit_fusion"], 50, STAGES),
     "tome_merging": (["model/pruning=tome_merging"], 50, STAGES),
-    "pixel_difference": (["model/pruning=pixel_difference"], 82, [58]),
-    "unified": ([UNIFIED], 50, [77, 62, 50]),
+    "pixel_difference": (["model/pruning=pixel_difference"], 82, [82]),
+    "unified": ([UNIFIED], 50, STAGES),
     "all": ([ALL], 96, STAGES),
-    "unified, all": ([UNIFIED, ALL], 96, [77, 62, 50]),
-    "random, all": (["model/pruning=random", ALL], 96, [58]),
-    "cls_token, unified, all": (["model/pruning=cls_token", UNIFIED, ALL], 96, [77, 62, 50]),
-    "evit_fusion, unified": (["model/pruning=evit_fusion", UNIFIED, "model.w_kf=4"], 50, [77, 62, 50]),
-    "tome_merging, unified": (["model/pruning=tome_merging", UNIFIED], 50, [77, 62, 50]),
+    "unified, all": ([UNIFIED, ALL], 96, STAGES),
+    "random, all": (["model/pruning=random", ALL], 96, [82]),
+    "cls_token, unified, all": (["model/pruning=cls_token", UNIFIED, ALL], 96, STAGES),
+    "evit_fusion, unified": (["model/pruning=evit_fusion", UNIFIED, "model.w_kf=4"], 50, STAGES),
+    "tome_merging, unified": (["model/pruning=tome_merging", UNIFIED], 50, STAGES),
 }
 
 
@@ -105,9 +104,7 @@ def test_listed_tokens_are_those_that_come_out(tiny_model, tiny_batch, choice):
     output = run(model, tiny_batch())
     assert output.tokens.shape == (2, tokens, 24)
     assert [positions.shape for positions in output.kept] == [(2, n) for n in kept]
-    protected = 0 if UNIFIED in options else 24
-    counts = [n - protected for n in token_counts(model.encoder, (4, 4, 6))]
-    assert counts[-1] == (kept[-1] if kept else 72)
+    assert token_counts(model, 8, 32, 48) == [96, *kept]
     assert [output.person_logits.shape, output.roi_features.shape] == [(2, 2, 7, 2), (2, 7, 16)]
 
 
@@ -130,7 +127,7 @@ def test_every_model_prunes_by_mean_attention_unless_told_otherwise(model):
     with torch.device("meta"):
         pruned = [block.pruning for block in build_model(default).encoder.blocks if block.pruning]
     stages = 2 if model == "mini" else 3
-    assert [(p.keep_rate, p.w_kf, p.context_order) for p in pruned] == [(0.8, 4, "score")] * stages
+    assert [(p.keep_rate, p.score.w_kf) for p in pruned] == [(0.8, 4)] * stages
 
 
 @pytest.mark.parametrize("model", ["vitb", "vitl", "mini"])
@@ -162,16 +159,6 @@ def test_tables_of_runs_name_the_class_and_its_rate(pruning, name):
     assert (pruning_name(cfg), effective_keep_rate(cfg)) == (name, 0.6)
 
 
-def test_run_from_before_the_group_existed_still_builds():
-    old = load_config(["experiment=mini", "model.w_kf=4", "model.keep_rate=0.8"])
-    OmegaConf.set_struct(old, False)
-    for key in ("pruning", "keyframe", "decoder_input"):
-        del old.model.net.encoder[key]
-    old.model.net.encoder.w_kf = "${model.w_kf}"
-    pruned = [block.pruning for block in build_model(old).encoder.blocks if block.pruning]
-    assert [(p.keep_rate, p.w_kf) for p in pruned] == [(0.8, 4)] * 2
-
-
 def modules_of(model):
     """Class and plain settings of every module."""
     plain = (int, float, str, bool, tuple, list, type(None))
@@ -184,9 +171,10 @@ def modules_of(model):
 def test_only_its_own_modules_differ(tiny_model, overrides):
     before, after = modules_of(tiny_model()), modules_of(tiny_model(*overrides))
     differing = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
-    allowed = {"encoder", "encoder.entry"} | {f"encoder.blocks.{n}.pruning" for n in PRUNE_BLOCKS}
+    pruning = tuple(f"encoder.blocks.{n}.pruning" for n in PRUNE_BLOCKS)
     # A block without pruning says so.
-    assert differing <= allowed | {f"encoder.blocks.{n}" for n in PRUNE_BLOCKS}
+    allowed = {"encoder", "encoder.entry", *(f"encoder.blocks.{n}" for n in PRUNE_BLOCKS)}
+    assert {name for name in differing if not name.startswith(pruning)} <= allowed
 
 
 def test_class_token_is_the_only_parameter_any_choice_adds(tiny_model, overrides):
@@ -259,14 +247,13 @@ def test_positions_are_unique_and_survivors_are_nested(tiny_model, tiny_batch, c
     output = run(tiny_model(*options), tiny_batch())
     for clip in range(2):
         assert len(set(output.positions[clip].tolist())) == tokens
-        before = set(range(96)) if UNIFIED in options else set(range(96)) - set(KEYFRAME)
+        before = set(range(96))
         for kept in output.kept:
             assert set(kept[clip].tolist()) < before
             before = set(kept[clip].tolist())
-    if UNIFIED not in options:
-        assert output.positions[:, :24].tolist() == [KEYFRAME] * 2
-        if output.kept and ALL not in options:
-            assert torch.equal(output.positions[:, 24:], output.kept[-1])
+            assert UNIFIED in options or kept[clip, :24].tolist() == KEYFRAME
+    if output.kept and ALL not in options:
+        assert torch.equal(output.positions, output.kept[-1])
 
 
 @pytest.mark.parametrize("pruning", ["none", "random", "evit_fusion", "tome_merging", "pixel_difference"])
@@ -327,7 +314,7 @@ def test_score_order_moves_tokens_but_keeps_the_same(tiny_model, tiny_batch, pru
 
 
 def test_merging_has_no_score_order(tiny_model):
-    with pytest.raises(InstantiationException, match="merged tokens have no score"):
+    with pytest.raises(InstantiationException, match="tokens of MergingPruning have no score"):
         tiny_model("model/pruning=tome_merging", "model.context_order=score")
 
 
@@ -415,7 +402,7 @@ def test_all_tokens_are_the_survivors_and_the_dropped_ones_as_they_left(tiny_mod
     assert torch.equal(output.tokens[:, :50], preserved.tokens)
     assert torch.equal(output.boxes, preserved.boxes)
     assert output.positions.sort(1).values.tolist() == [list(range(96))] * 2
-    values = last_values(recorder.tokens, [[*KEYFRAME, *kept[0].tolist()] for kept in output.kept])
+    values = last_values(recorder.tokens, [kept[0].tolist() for kept in output.kept])
     assert len(values) == 46
     for p, x in zip(output.positions[0, 50:].tolist(), output.tokens[0, 50:]):
         torch.testing.assert_close(x, model.encoder.norm(values[p]), rtol=0, atol=1e-14)

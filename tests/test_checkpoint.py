@@ -18,7 +18,7 @@ from evad.config import build_model, load_config
 from evad.models.evad import EVAD
 from evad.models.positions import resize_table, sine_cosine_table
 from evad.models.weights.importers import TABLE, read_pretrained, released_evad_name, rename_released_evad
-from evad.models.weights.loading import grouped, load_pretrained, set_context_order
+from evad.models.weights.loading import grouped, load_pretrained
 from evad.runs.checkpoints import load_weights, run_of_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -433,7 +433,7 @@ def test_released_names_cover_the_whole_vitb_detector():
 
 
 def test_run_checkpoint_keeps_the_models_context_order(detector, encoder_config, tmp_path):
-    set_context_order(detector.encoder, "score")
+    detector.encoder.set_context_order("score")
     torch.save({"state_dict": {f"model.{k}": v for k, v in detector.state_dict().items()}}, tmp_path / "last.ckpt")
     model = build_model(encoder_config)
     report = load_pretrained(model, tmp_path / "last.ckpt")
@@ -466,10 +466,12 @@ def test_unknown_part_is_an_error(detector, tmp_path):
         load_pretrained(detector, tmp_path / "weights.pth", part="decoder")
 
 
-def test_score_order_reaches_every_pruning_block():
-    model = build_model(load_config([*TINY, "model.keep_rate=0.7"]))
-    set_context_order(model.encoder, "score")
-    assert [b.pruning.context_order for b in model.encoder.blocks if b.pruning is not None] == ["score", "score"]
+def test_released_detector_is_refused_where_tokens_have_no_score(released):
+    """Its decoder reads tokens in the order of their scores."""
+    path, _, overrides = released
+    model = build_model(load_config([*overrides, "model/pruning=tome_merging"]))
+    with pytest.raises(ValueError, match="context_order 'score': the tokens of MergingPruning have no score"):
+        load_pretrained(model, path)
 
 
 def test_run_checkpoint_converts_with_its_own_config(detector, encoder_config, tmp_path):

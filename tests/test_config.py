@@ -9,7 +9,7 @@ from hydra.errors import ConfigCompositionException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from evad.config import build_model, conf_dir, divide, load_config, unread_overrides
+from evad.config import build_model, conf_dir, divide, load_config
 from evad.models.evad import EVAD
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
@@ -55,14 +55,14 @@ def test_misspelt_choice_is_an_error_of_the_module(tiny_model):
         tiny_model("model.context_order=time")
 
 
-def test_models_need_neither_lightning_nor_hydra():
+def test_models_need_neither_lightning_nor_hydra_nor_pandas():
     code = (
         "import importlib, pkgutil, sys, evad.models\n"
-        "for module in pkgutil.iter_modules(evad.models.__path__):\n"
-        "    importlib.import_module(f'evad.models.{module.name}')\n"
-        "assert 'evad.models.evad' in sys.modules\n"
+        "for module in pkgutil.walk_packages(evad.models.__path__, 'evad.models.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "assert {'evad.models.evad', 'evad.models.heads.woo'} <= set(sys.modules)\n"
         "found = {name.split('.')[0] for name in sys.modules}\n"
-        "sys.exit(', '.join(found & {'lightning', 'pytorch_lightning', 'hydra', 'omegaconf'}) or 0)"
+        "sys.exit(', '.join(found & {'lightning', 'pytorch_lightning', 'hydra', 'omegaconf', 'pandas'}) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -102,15 +102,15 @@ def test_keep_rate_reaches_the_pruning_blocks_only(tiny_model):
 
 
 def test_keyframe_weight_reaches_the_pruning_blocks_only(tiny_model):
-    pruning = {f"encoder.blocks.{block}.pruning" for block in (1, 3, 4)}
+    pruning = {f"encoder.blocks.{block}.pruning.score" for block in (1, 3, 4)}
     assert changed(tiny_model, "model.w_kf=4") == pruning
     model = tiny_model("model.w_kf=4")
-    assert [block.pruning.w_kf for block in model.encoder.blocks if block.pruning] == [4] * 3
+    assert [block.pruning.score.w_kf for block in model.encoder.blocks if block.pruning] == [4] * 3
 
 
 def test_roi_extension_reaches_the_classification_branch_only(tiny_model):
-    assert changed(tiny_model, "model.roi_extension=[0.6,0.3]") == {"classification"}
-    assert tiny_model("model.roi_extension=[0.6,0.3]").classification.roi_extension == (0.6, 0.3)
+    assert changed(tiny_model, "model.roi_extension=[0.6,0.3]") == {"classification.roi"}
+    assert tiny_model("model.roi_extension=[0.6,0.3]").classification.roi.extension == (0.6, 0.3)
 
 
 def test_decoder_depth_reaches_the_decoder_only(tiny_model):
@@ -123,17 +123,38 @@ def test_decoder_depth_reaches_the_decoder_only(tiny_model):
     assert len(tiny_model("model.decoder_depth=2").classification.decoder.blocks) == 2
 
 
+@pytest.mark.parametrize("model", ["vitb", "vitl", "mini"])
 @pytest.mark.parametrize(
-    ("overrides", "unread"),
+    ("option", "key"),
     [
-        (["model/classifier=linear", "model.decoder_depth=2", "model.keep_rate=0.8"], ["model.decoder_depth=2"]),
-        (["model/classifier=woo", "model.woo_depth=2", "model.decoder_dim=8"], ["model.decoder_dim=8"]),
-        (["model/localization=external", "model.num_queries=8", "data.batch_size=2"], ["model.num_queries=8"]),
-        (["model.decoder_depth=2", "model.num_queries=8", "model.net.encoder.drop_path=0.1"], []),
+        ("model/classifier=linear", "model.decoder_depth"),
+        ("model/classifier=linear", "model.woo_depth"),
+        ("model/classifier=woo", "model.decoder_dim"),
+        ("model/classifier=decoder", "model.woo_dim"),
+        ("model/localization=external", "model.num_queries"),
     ],
 )
-def test_override_that_nothing_reads_is_found(overrides, unread):
-    assert unread_overrides(load_config(overrides), overrides) == unread
+def test_key_of_a_part_that_was_not_chosen_is_an_error_naming_it(model, option, key):
+    with pytest.raises(ConfigCompositionException, match=f"Could not override '{key}'"):
+        load_config([f"model={model}", option, f"{key}=2"])
+
+
+@pytest.mark.parametrize("model", ["vitb", "vitl", "mini"])
+@pytest.mark.parametrize("name", ["decoder", "woo", "linear"])
+def test_every_key_of_a_head_has_its_default_from_the_sizes_of_the_model(model, name):
+    cfg = load_config([f"model={model}", f"model/classifier={name}"])
+    own = {key: value for key, value in cfg.model.items() if key.startswith(("decoder_", "woo_"))}
+    expected = {f"{name}_{size}": value for size, value in cfg.model.sizes.get(name, {}).items()}
+    if name == "woo":
+        expected["woo_queries"] = cfg.model.num_queries
+    assert {key: value for key, value in own.items() if key != "decoder_input"} == expected
+
+
+def test_mini_has_small_heads():
+    decoder, woo = (load_config(["experiment=mini", f"model/classifier={name}"]).model for name in ("decoder", "woo"))
+    assert (decoder.decoder_depth, decoder.decoder_dim, decoder.num_queries) == (2, 64, 6)
+    assert (woo.woo_depth, woo.woo_dim, woo.woo_queries) == (2, 48, 6)
+    assert load_config(["experiment=mini", "model/classifier=woo", "model/localization=external"]).model.woo_queries > 6
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_parameters_of_vit_b():
 
 
 def test_token_counts_by_hand(tiny_model):
-    assert token_counts(tiny_model().encoder, (4, 4, 6)) == [96, 96, 77, 77, 62, 50, 50]
+    assert token_counts(tiny_model(), 8, 32, 48) == [96, 77, 62, 50]
 
 
 def counted_by_torch(model, batch, training):

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from evad.models.actors import ActorRoI
 from evad.models.attention import Attention, attention
 from evad.models.classification import ClassificationBranch, ContextRefinementDecoder, DecoderBlock
+from evad.models.positions import GridPositions
 from evad.models.tokens import Tokens
 
 GRID = (4, 4, 6)
@@ -129,16 +131,15 @@ def test_mask_token_changes_regions_with_dropped_tokens_only(tiny_model):
 class Recorder(torch.nn.Module):
     """A decoder that returns what it was given."""
 
-    def forward(self, context, actors, occupied):
+    def forward(self, context, actors, valid):
         self.context, self.actors = context, actors
         return actors[None]
 
 
-def recording_branch(**options):
+def recording_branch(extension=(0.4, 0.2), fill="mask_token"):
     torch.manual_seed(0)
-    return ClassificationBranch(
-        in_dim=24, dim=6, num_slices=4, base_grid=(4, 6), decoder=Recorder(), stride=8, **options
-    ).double()
+    roi, positions = ActorRoI(stride=8, extension=extension), GridPositions(6, num_slices=4, base_grid=(4, 6))
+    return ClassificationBranch(24, 6, roi, positions, Recorder(), fill).double()
 
 
 def test_decoder_reads_projected_tokens_with_the_codes_of_their_cells():
@@ -151,7 +152,7 @@ def test_decoder_reads_projected_tokens_with_the_codes_of_their_cells():
 
 def test_dropped_cells_get_position_codes_too():
     """An actor in a region without any token reads mask token plus codes."""
-    branch = recording_branch(roi_extension=(0, 0))
+    branch = recording_branch(extension=(0, 0))
     keyframe_only = Tokens.from_grid(torch.zeros(2, 96, 24).double(), GRID).select_context(torch.empty(2, 0).long())
     features, _ = run(branch, keyframe_only)
     volume = branch.positions(GRID).expand(2, -1, -1) + branch.mask_token
@@ -162,7 +163,7 @@ def test_dropped_cells_get_position_codes_too():
 
 
 def test_actor_feature_is_the_spatial_maximum_and_temporal_mean():
-    branch = recording_branch(roi_extension=(0, 0))
+    branch = recording_branch(extension=(0, 0))
     volume = torch.zeros(1, *GRID, 1, dtype=torch.float64)
     volume[0, 0] = 1.0
     volume[0, 2] = 3.0
@@ -178,7 +179,7 @@ def test_extension_widens_the_region_of_an_actor():
     boxes = torch.tensor([[[10.0, 10, 27, 20]]], dtype=torch.float64)
     found = []
     for extension in [(0, 0), (0.4, 0.2), (1, 0)]:
-        branch = recording_branch(roi_extension=extension)
+        branch = recording_branch(extension=extension)
         found.append(branch.actor_features(volume.flatten(1, 3), GRID, boxes, torch.tensor([[32, 48]])).item())
     # Right edges at 27, 30.6 and 36 pixels. The last bin's two samples average to its centre, 1/14 of the width further
     # left: columns 2.72, 3.11 and 3.69; between the centres of columns 3 and 4 the value is column - 3.
@@ -231,4 +232,4 @@ def test_unknown_fill_is_an_error():
 @pytest.mark.parametrize("extension", [(0.4,), (0.4, -0.1)])
 def test_extension_that_is_not_two_shares_is_an_error(extension):
     with pytest.raises(ValueError, match=r"roi_extension .* must be two numbers \(x, y\), neither negative"):
-        recording_branch(roi_extension=extension)
+        recording_branch(extension=extension)

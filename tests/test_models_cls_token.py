@@ -20,17 +20,16 @@ def test_class_token_joins_the_sequence_last_and_has_one_weight_per_channel():
     assert token.token.std() > 0
     tokens = tokens_of()
     entered = token(tokens, torch.empty(0))
-    assert torch.equal(entered.x, tokens.x)
-    assert torch.equal(entered.sequence(), torch.cat([tokens.x, token.token.expand(2, 1, 4)], dim=1))
+    assert torch.equal(entered.on_grid().x, tokens.x)
+    assert torch.equal(entered.x, torch.cat([tokens.x, token.token.expand(2, 1, 4)], dim=1))
 
 
 @pytest.mark.parametrize("gradients", [True, False], ids=["training", "inference"])
-@pytest.mark.parametrize("order", ["position", "score"])
-def test_row_of_the_class_token_alone_decides(gradients, order):
+def test_row_of_the_class_token_alone_decides(gradients):
     generator = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, 2, HEADS, N + 1, DIM, generator=generator, dtype=torch.float64)
     tokens = ClassToken(4).double()(tokens_of(), torch.empty(0))
-    pruning = ClassTokenPruning(0.5, order)
+    pruning = ClassTokenPruning(0.5)
     with torch.set_grad_enabled(gradients):
         attended, importance = pruning.attend(query, key, value, tokens)
         kept = pruning(tokens, importance)
@@ -40,7 +39,7 @@ def test_row_of_the_class_token_alone_decides(gradients, order):
     torch.testing.assert_close(importance, row, rtol=0, atol=1e-15)
     for clip in range(2):
         best = sorted(range(N1, N), key=lambda i: -row[clip, i].item())[: 12 - N1]
-        expected = [*range(N1), *(best if order == "score" else sorted(best))]
+        expected = [*range(N1), *best]
         assert torch.equal(kept.position[clip], tokens.position[clip, expected])
     assert torch.equal(kept.extra, tokens.extra)
 

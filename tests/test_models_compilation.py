@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from evad.config import build_model
-from evad.models.compilation import LAYERS, compile_layers
+from evad.models.compilation import LAYERS, RECOMPILE_LIMIT, compile_layers
 from evad.models.criterion import SetCriterion
 from evad.models.encoder import EncoderBlock
 from evad.models.pruning import KeyframePruning
@@ -49,14 +49,16 @@ def loss_of(model, batch):
     return torch.cat([losses.person, losses.l1, losses.giou, losses.action]).mean()
 
 
-DROPPING = ("model.net.encoder.drop_path=0.3", "model.decoder_drop_path=0.3")
+ENCODER_DROPPING = "model.net.encoder.drop_path=0.3"
+DROPPING = (ENCODER_DROPPING, "model.decoder_drop_path=0.3")
+WOO = (ENCODER_DROPPING, "model/classifier=woo", "model.activation_checkpointing=true")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("model/classifier=woo", "model.activation_checkpointing=true")])
+@pytest.mark.parametrize("options", [DROPPING, WOO])
 def test_losses_and_gradients_are_those_of_the_plain_detector(options, tiny_batch):
     batch = tiny_batch()
-    plain, compiled = pair(*DROPPING, *options, backend="aot_eager")
+    plain, compiled = pair(*options, backend="aot_eager")
     ours, theirs = loss_of(compiled, batch), loss_of(plain, batch)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
     ours.backward()
@@ -101,6 +103,17 @@ def test_training_and_evaluation_of_ragged_batches_stay_compiled(tiny_batch, mon
     with torch.no_grad():
         for shown in (clips, wide, clips[:1]):
             compiled.eval()(shown, batch.sizes[: len(shown)])
+
+
+def test_only_options_that_every_torch_knows_are_passed(monkeypatch):
+    """Before 2.12 torch.compile has no recompile_limit; the setting of that name is raised, never lowered."""
+    passed = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: passed.append(options))
+    for before, after in ((8, RECOMPILE_LIMIT), (100, 100)):
+        with torch._dynamo.config.patch(recompile_limit=before):
+            compile_layers(block(), backend="eager")
+            assert torch._dynamo.config.recompile_limit == after
+    assert passed == [{"backend": "eager"}] * 2
 
 
 def block(heads=3):

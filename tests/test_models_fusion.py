@@ -1,6 +1,5 @@
 """Dropped tokens that go on as one."""
 
-import pytest
 import torch
 
 from evad.models.pruning import KeyframePruning
@@ -42,12 +41,11 @@ def test_what_is_dropped_becomes_one_token_weighted_by_importance():
     torch.testing.assert_close(two.extra[:, 0], expected, rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("order", ["position", "score"])
-def test_survivors_are_those_of_keyframe_centric_pruning(order):
+def test_survivors_are_those_of_keyframe_centric_pruning():
     tokens = tokens_of()
     importance = torch.rand(2, N, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    plain, fused = (kind(0.5, 4, order)(tokens, importance) for kind in (KeyframePruning, FusingPruning))
-    assert torch.equal(fused.x, plain.x)
+    plain, fused = (kind(0.5, 4)(tokens, importance) for kind in (KeyframePruning, FusingPruning))
+    assert torch.equal(fused.on_grid().x, plain.x)
     assert torch.equal(fused.position, plain.position)
 
 
@@ -59,12 +57,12 @@ def test_every_stage_adds_a_token_behind_the_earlier_ones_and_counts_none():
     assert (first.position.shape[1], second.position.shape[1]) == (18, 14)
     assert torch.equal(second.extra[:, :1], first.extra)
     torch.testing.assert_close(
-        second.extra[:, 1], weighted_mean(first.x[:, 14:], falling[:, 14:18]), rtol=0, atol=1e-15
+        second.extra[:, 1], weighted_mean(first.on_grid().x[:, 14:], falling[:, 14:18]), rtol=0, atol=1e-15
     )
 
 
 def test_nothing_dropped_nothing_fused():
-    assert FusingPruning(0.99)(tokens_of(), torch.ones(2, N)).extra is None
+    assert type(FusingPruning(0.99)(tokens_of(), torch.ones(2, N))) is Tokens
 
 
 def test_gradient_of_the_fused_token_is_the_weight():

@@ -62,27 +62,28 @@ def silence(model):
 def test_queries_start_as_the_whole_valid_image():
     model = branch()
     silence(model)
-    _, boxes = model(levels(), SIZES)
+    boxes = model(levels(), SIZES).boxes
     assert boxes.tolist() == [[[[0, 0, 96, 64]] * 3, [[0, 0, 70, 50]] * 3]] * 2
 
 
 def test_given_boxes_are_scaled_by_the_valid_size():
     model = branch(initial_boxes=[[0.5, 0.5, 0.5, 0.5], [0.25, 0.75, 0.5, 0.5], [1, 0, 0, 0]])
     silence(model)
-    _, boxes = model(levels(), SIZES)
+    boxes = model(levels(), SIZES).boxes
     assert boxes[-1, 0].tolist() == [[24, 16, 72, 48], [0, 32, 48, 64], [96, 0, 96, 0]]
     assert boxes[-1, 1].tolist() == [[17.5, 12.5, 52.5, 37.5], [0, 25, 35, 50], [70, 0, 70, 0]]
 
 
 def test_every_stage_answers():
-    logits, boxes = branch(num_stages=3)(levels(), SIZES)
-    assert logits.shape == (3, 2, 3, 2)
-    assert boxes.shape == (3, 2, 3, 4)
+    located = branch(num_stages=3)(levels(), SIZES)
+    assert located.person_logits.shape == (3, 2, 3, 2)
+    assert located.boxes.shape == (3, 2, 3, 4)
+    assert located.valid is None  # all of them
 
 
 def test_boxes_are_detached_between_stages_while_features_are_not():
     model = branch()
-    _, boxes = model(levels(), SIZES)
+    boxes = model(levels(), SIZES).boxes
     first, second = model.heads
     later = boxes[1].sum()
     parameters = [first.box_deltas.weight, model.proposal_boxes, first.ffn[0].weight, second.box_deltas.weight]
@@ -94,12 +95,12 @@ def test_boxes_are_detached_between_stages_while_features_are_not():
 
 def test_clips_do_not_see_each_other():
     model = branch()
-    logits, boxes = model(levels(), SIZES)
+    located = model(levels(), SIZES)
     for clip in range(2):
         part = slice(clip, clip + 1)
-        single_logits, single_boxes = model([level[part] for level in levels()], SIZES[part])
-        torch.testing.assert_close(logits[:, part], single_logits, rtol=0, atol=1e-12)
-        torch.testing.assert_close(boxes[:, part], single_boxes, rtol=0, atol=1e-10)
+        single = model([level[part] for level in levels()], SIZES[part])
+        torch.testing.assert_close(located.person_logits[:, part], single.person_logits, rtol=0, atol=1e-12)
+        torch.testing.assert_close(located.boxes[:, part], single.boxes, rtol=0, atol=1e-10)
 
 
 def test_delta_gain_scales_the_initial_delta_weights_only():

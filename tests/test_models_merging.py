@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from evad.config import build_model, load_config
-from evad.models.reducers.merging import MergingPruning, join, merge_most_similar, rounds
+from evad.models.reducers.dropped import DropRules, as_kind
+from evad.models.reducers.merging import MergedTokens, MergingPruning, join, merge_most_similar, rounds
 from evad.models.tokens import Tokens
-from evad.models.weights.loading import set_context_order
 
 N1, N = 6, 24
 
 
-def tokens_of(keyframe="keep", remember=False):
+def tokens_of(keyframe="keep"):
     x = torch.randn(2, N, 4, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    return Tokens.from_grid(x, (4, 2, 3), keyframe, remember)
+    return DropRules(keyframe).first(x, (4, 2, 3))
 
 
 def distinct_keys(seed=0):
@@ -86,7 +86,7 @@ def test_nothing_to_merge_into_drops_all():
 def test_keyframe_tokens_merge_under_unified_pruning_only():
     keys = torch.eye(N, dtype=torch.float64).expand(2, -1, -1).clone()
     keys[:, 2] = keys[:, 3]
-    unified = MergingPruning(23 / 24)(tokens_of("unified", remember=True), keys)
+    unified = MergingPruning(23 / 24)(tokens_of("unified"), keys)
     assert tokens_of().position[0, 2] not in unified.position
     assert torch.equal(unified.dropped.x[:, 0], tokens_of().x[:, 2])  # as it left
     kept = MergingPruning(23 / 24)(tokens_of(), keys)
@@ -103,7 +103,7 @@ def test_merged_token_is_attended_to_as_its_cells_would_be():
     merged = Tokens.from_grid(torch.zeros(1, N, 4), (4, 2, 3))
     size = torch.ones(1, N, dtype=torch.float64)
     size[:, 7] = 2
-    merged = Tokens(merged.x, merged.position, merged.grid, size=size).select(torch.tensor([left]))
+    merged = as_kind(MergedTokens, merged, size=size).select(torch.tensor([left]))
     query, key, value = (part[:, :, left] for part in (query, key, value))
     together = MergingPruning(0.5).attend(query, key, value, merged)[0]
     torch.testing.assert_close(together, apart[:, :, left], rtol=0, atol=1e-14)
@@ -122,18 +122,14 @@ def test_no_gradient_flows_through_the_matching():
 
 def test_one_round_returns_keys_merged_like_the_tokens():
     tokens = tokens_of()
-    tokens = Tokens(tokens.x, tokens.position, tokens.grid, size=torch.ones(2, N, dtype=torch.float64))
+    tokens = as_kind(MergedTokens, tokens, size=torch.ones(2, N, dtype=torch.float64))
     merged, keys = merge_most_similar(tokens, tokens.x[:, N1:], 5)
     torch.testing.assert_close(keys, merged.x[:, N1:], rtol=0, atol=1e-15)
-
-
-def test_score_order_is_an_error():
-    with pytest.raises(ValueError, match="context_order 'score': merged tokens have no score"):
-        MergingPruning(0.5, context_order="score")
 
 
 def test_score_order_of_loaded_weights_is_refused():
     """Else the run's own configuration could not be built again."""
     model = build_model(load_config(["experiment=mini", "model/pruning=tome_merging"]))
-    with pytest.raises(ValueError, match="merged tokens have no score"):
-        set_context_order(model.encoder, "score")
+    with pytest.raises(ValueError, match="context_order 'score': the tokens of MergingPruning have no score"):
+        model.encoder.set_context_order("score")
+    assert model.encoder.context_order == "position"

@@ -25,9 +25,18 @@ def tokens_of(n_slices=4):
 
 
 def survivors(pruning, tokens, query, key):
-    """What a block with this attention does to its tokens."""
+    """What a block with this attention does to its tokens, in grid order."""
+    return ranked_survivors(pruning, tokens, query, key).in_grid_order()
+
+
+def ranked_survivors(pruning, tokens, query, key):
+    """The same, best first."""
     _, importance = pruning.attend(query, key, key, tokens)
     return pruning(tokens, importance)
+
+
+def keyframe_weight(w_kf, n=N):
+    return torch.tensor([w_kf] * N1 + [1.0] * (n - N1), dtype=torch.float64).expand(2, -1)
 
 
 def explicit_attentiveness(query, key, w_kf):
@@ -42,13 +51,13 @@ def explicit_attentiveness(query, key, w_kf):
 @pytest.mark.parametrize("chunk", [1, 7, 24, 256])
 def test_importance_is_that_of_equation_1(w_kf, chunk):
     query, key = queries_and_keys()
-    scores = attentiveness(query, key, N1, w_kf, chunk)
+    scores = attentiveness(query, key, keyframe_weight(w_kf), chunk)
     torch.testing.assert_close(scores, explicit_attentiveness(query, key, w_kf), rtol=0, atol=1e-15)
 
 
 def test_importances_of_one_clip_sum_to_one():
     query, key = queries_and_keys()
-    torch.testing.assert_close(attentiveness(query, key, N1).sum(1), torch.ones(2, dtype=torch.float64))
+    torch.testing.assert_close(attentiveness(query, key).sum(1), torch.ones(2, dtype=torch.float64))
 
 
 class LargestTensor(TorchDispatchMode):
@@ -72,7 +81,7 @@ def test_memory_of_scores_grows_with_chunk_not_with_tokens(options, chunk, devic
     with FakeTensorMode():  # shapes only: needs no such device
         query, key = torch.empty(2, 2, HEADS, 600, DIM, device=device)
         with LargestTensor() as largest:
-            attentiveness(query, key, N1, **options)
+            attentiveness(query, key, **options)
     assert largest.numel == max(maps * chunk * 600, 2 * HEADS * 600 * DIM)
 
 
@@ -105,15 +114,15 @@ def explicit_attention(query, key, value):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_scores_are_at_least_float32(dtype):
-    assert attentiveness(*queries_and_keys(dtype), N1).dtype == torch.float32
+    assert attentiveness(*queries_and_keys(dtype)).dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_autocast_does_not_round_the_scores(dtype):
     query, key = queries_and_keys(dtype)
-    expected = attentiveness(query, key, N1, 4.0, 7)
+    expected = attentiveness(query, key, keyframe_weight(4.0), 7)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(attentiveness(query, key, N1, 4.0, 7), expected)
+        assert torch.equal(attentiveness(query, key, keyframe_weight(4.0), 7), expected)
 
 
 @pytest.mark.parametrize(
@@ -161,16 +170,26 @@ def test_keyframe_survives_even_where_nothing_attends_to_it():
     assert torch.equal(kept.position[:, :N1], tokens.position[:, :N1])
 
 
-def test_score_order_is_descending_and_keeps_the_same_tokens():
+def test_survivors_come_best_first_behind_the_keyframe():
     tokens, (query, key) = tokens_of(), queries_and_keys()
-    by_position = survivors(KeyframePruning(0.6), tokens, query, key)
-    by_score = survivors(KeyframePruning(0.6, context_order="score"), tokens, query, key)
+    ranked = ranked_survivors(KeyframePruning(0.6), tokens, query, key)
+    assert torch.equal(ranked.position[:, :N1], tokens.position[:, :N1])
     scores = torch.zeros(2, N, dtype=torch.float64)
     scores.scatter_(1, tokens.position, explicit_attentiveness(query, key, 1))
-    ranked = scores.gather(1, by_score.position)[:, N1:]
-    assert (ranked.diff(dim=1) <= 0).all()
-    assert not torch.equal(by_score.position, by_position.position)
-    assert torch.equal(by_score.position.sort(1).values, by_position.position.sort(1).values)
+    falling = scores.gather(1, ranked.position)[:, N1:]
+    assert (falling.diff(dim=1) <= 0).all()
+    assert (ranked.position[:, N1:].diff(dim=1) < 0).any()
+
+
+def test_encoder_alone_puts_survivors_in_order(tiny_model, tiny_batch):
+    """Both orders keep the same tokens; only the score order hands them on best first."""
+    by_position, by_score = (
+        tiny_model(f"model.context_order={order}").encoder(tiny_batch().clips) for order in ("position", "score")
+    )
+    for ordered, ranked in zip(by_position.kept, by_score.kept, strict=True):
+        assert (ordered[:, 24:].diff(dim=1) > 0).all()
+        assert torch.equal(ordered, torch.cat([ranked[:, :24], ranked[:, 24:].sort(dim=1).values], dim=1))
+        assert not torch.equal(ordered, ranked)
 
 
 def test_keyframe_weight_changes_which_tokens_survive():
@@ -188,7 +207,7 @@ def test_no_gradient_flows_through_the_choice():
     kept.x.sum().backward()
     assert query.grad is None
     assert key.grad is None
-    assert not attentiveness(query, key, N1).requires_grad
+    assert not attentiveness(query, key).requires_grad
     assert tokens.x.grad.sum() == 2 * 12 * 4
 
 
@@ -204,9 +223,20 @@ def test_keep_rate_outside_its_range_is_an_error(keep_rate):
         KeyframePruning(keep_rate)
 
 
-def test_unknown_order_is_an_error():
+def test_unknown_order_is_an_error(tiny_model):
     with pytest.raises(ValueError, match="context_order 'random' is neither 'position' nor 'score'"):
-        KeyframePruning(0.5, context_order="random")
+        tiny_model().encoder.set_context_order("random")
+
+
+@pytest.mark.parametrize("w_kf", [1, 4])
+def test_sums_of_half_precision_attention_are_those_of_its_inputs(w_kf):
+    """Nothing on the way is rounded to bfloat16: neither logits nor probabilities."""
+    query, key = (torch.randn(2, 2, 3, 600, 64, generator=torch.Generator().manual_seed(0))).bfloat16()
+    exact = attentiveness(query.double(), key.double(), keyframe_weight(w_kf, 600))
+    for gradients in (True, False):  # two ways to the same scores
+        with torch.set_grad_enabled(gradients):
+            _, importance = KeyframePruning(0.5, w_kf).attend(query, key, key, tokens_of(100))
+        assert ((importance - exact) / exact).abs().max() < 1e-5
 
 
 def test_one_rate_holds_at_the_pruning_blocks():
@@ -219,7 +249,7 @@ def test_listed_rates_hold_at_their_blocks(tiny_model, tiny_batch):
     output = model(batch.clips, batch.sizes)
     assert [block.pruning is None for block in model.encoder.blocks] == [True, False, True, True, False, True]
     # 96 tokens, 24 of the keyframe: ceil(86.4) = 87, ceil(43.5) = 44
-    assert [kept.shape for kept in output.kept] == [(2, 87 - 24), (2, 44 - 24)]
+    assert [kept.shape for kept in output.kept] == [(2, 87), (2, 44)]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from evad.models.reducers.dropped import DropRules
 from evad.models.reducers.pixel_difference import PixelDifferenceSampling, pixel_differences
 from evad.models.reducers.random import RandomSampling, check_rate, fixed_priority, num_sampled
 from evad.models.tokens import Tokens
@@ -101,14 +102,14 @@ def test_most_changing_tokens_stay_and_the_first_of_equal_ones():
 
 
 def test_unified_pruning_has_nothing_to_compare_the_keyframe_with():
-    tokens = Tokens.from_grid(torch.zeros(1, 24, 1), (4, 2, 3), "unified")
+    tokens = DropRules("unified").first(torch.zeros(1, 24, 1), (4, 2, 3))
     with pytest.raises(ValueError, match=r"use model.keyframe=keep with model/pruning=pixel_difference"):
         PixelDifferenceSampling(0.5)(tokens, torch.zeros(1, 3, 8, 8, 12))
 
 
 def test_random_sample_may_leave_out_keyframe_tokens_under_unified_pruning():
     torch.manual_seed(0)
-    tokens = Tokens.from_grid(torch.zeros(500, 24, 1), (4, 2, 3), "unified", remember=True)
+    tokens = DropRules("unified").first(torch.zeros(500, 24, 1), (4, 2, 3))
     sample = RandomSampling(0.5)(tokens, NO_PIXELS)
     assert sample.position.shape == (500, 12)
     counts = torch.bincount(sample.position.flatten(), minlength=24)

@@ -1,8 +1,13 @@
 """Tokens: dropping, reordering and restoring."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 
+from evad.models.encoder import written_in_grid_order
+from evad.models.reducers.dropped import DropRules, RememberingTokens
+from evad.models.reducers.extra import with_extra
 from evad.models.tokens import Tokens, complement
 
 GRID = (4, 2, 3)  # T', H', W'
@@ -84,10 +89,20 @@ def test_selections_compose():
 
 def test_released_order_assigns_context_positions_ascending_and_leaves_features():
     tokens = Tokens.from_grid(numbered(), GRID).select_context(torch.tensor([[17, 0, 5], [3, 4, 1]]))
-    reassigned = tokens.in_grid_order()
+    reassigned = written_in_grid_order(tokens)
     keyframe = list(range(12, 18))
     assert reassigned.position.tolist() == [[*keyframe, 0, 5, 23], [*keyframe, 1, 3, 4]]
     assert torch.equal(reassigned.x, tokens.x)
+
+
+def test_grid_order_puts_tokens_and_features_in_order_behind_the_keyframe():
+    tokens = Tokens.from_grid(numbered(), GRID).select_context(torch.tensor([[17, 0, 5], [3, 4, 1]]))
+    ordered = tokens.in_grid_order()
+    keyframe = list(range(12, 18))
+    assert ordered.position.tolist() == [[*keyframe, 0, 5, 23], [*keyframe, 1, 3, 4]]
+    assert torch.equal(ordered.x, numbered()[torch.arange(2)[:, None], ordered.position])
+    shuffled = Tokens.from_grid(numbered(), GRID).select(torch.tensor([[7, 3, 0], [2, 1, 23]]))
+    assert shuffled.in_grid_order().position.tolist() == [[12, 15, 1], [13, 14, 23]]
 
 
 @pytest.mark.parametrize(
@@ -98,45 +113,64 @@ def test_complement_is_the_rest_in_ascending_order(index, count, expected):
     assert complement(torch.tensor(index, dtype=torch.int64), count).tolist() == expected
 
 
-def test_extra_tokens_are_in_the_sequence_and_nowhere_else():
-    tokens = Tokens.from_grid(numbered(), GRID)
-    assert tokens.sequence() is tokens.x
+def test_core_tokens_hold_features_positions_and_grid_alone():
+    assert [field.name for field in fields(Tokens)] == ["x", "position", "grid"]
+
+
+KINDS = {
+    "plain": lambda tokens: tokens,
+    "remembering": lambda tokens: DropRules("keep", "all").first(numbered(), GRID),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_extra_tokens_are_in_the_sequence_and_nowhere_else(kind):
+    tokens = KINDS[kind](Tokens.from_grid(numbered(), GRID))
     extra = torch.full((2, 1, 2), -7.0, dtype=torch.float64)
-    longer = tokens.with_extra(extra).with_extra(2 * extra)
-    assert torch.equal(longer.sequence(), torch.cat([tokens.x, extra, 2 * extra], dim=1))
-    doubled = longer.with_sequence(2 * longer.sequence())
-    assert torch.equal(doubled.x, 2 * tokens.x)
-    assert torch.equal(doubled.extra[:, 1], 4 * extra[:, 0])
-    chosen = longer.select_context(torch.tensor([[17, 0], [3, 4]]))
+    longer = with_extra(with_extra(tokens, extra), 2 * extra)
+    assert torch.equal(longer.x, torch.cat([tokens.x, extra, 2 * extra], dim=1))
+    assert torch.equal(longer.extra, torch.cat([extra, 2 * extra], dim=1))
+    assert torch.equal(longer.position, tokens.position)
+    index = torch.tensor([[17, 0], [3, 4]])
+    chosen, plain = longer.select_context(index), tokens.select_context(index)
     assert torch.equal(chosen.extra, longer.extra)
-    assert torch.equal(
-        chosen.restore(extra[0, 0]), tokens.select_context(torch.tensor([[17, 0], [3, 4]])).restore(extra[0, 0])
-    )
+    assert torch.equal(chosen.on_grid().restore(extra[0, 0]), plain.restore(extra[0, 0]))
+    assert torch.equal(chosen.in_grid_order().extra, longer.extra)
     assert torch.equal(longer.keyframe_map(), tokens.keyframe_map())
+    rules = DropRules("keep", "all" if kind == "remembering" else "preserved")
+    assert type(rules.last(chosen)) is Tokens
+    assert torch.equal(rules.last(chosen).x, rules.last(plain).x)
 
 
-def test_dropped_tokens_are_held_as_they_left():
-    tokens = Tokens.from_grid(numbered(), GRID, remember=True)
+def test_dropped_tokens_are_held_as_they_were():
+    rules = DropRules(decoder_input="all")
+    tokens = rules.first(numbered(), GRID)
     first = tokens.select_context(torch.tensor([[*range(1, 18)], [*range(17)]]))
     second = first.with_features(10 * first.x).select_context(torch.tensor([[*range(16)]] * 2))
     assert second.dropped.position.tolist() == [[0, 23], [23, 22]]
     expected = torch.tensor([[0, 230], [1023, 10220]]).double()
     assert torch.equal(second.dropped.x[..., 0], expected)
-    complete = second.with_dropped()
+    complete = rules.last(second)
     assert complete.position.sort(1).values.tolist() == [list(range(24))] * 2
     nothing = torch.full((2,), -1.0)
     assert (complete.restore(nothing) >= 0).all()
 
 
-def test_dropped_tokens_that_nobody_held_are_an_error():
-    tokens = Tokens.from_grid(numbered(), GRID)
-    assert tokens.dropped is None
-    with pytest.raises(ValueError, match="were not held: make the tokens with remember=True"):
+def test_dropped_tokens_that_are_not_held_are_an_error():
+    tokens = RememberingTokens.from_grid(numbered(), GRID)
+    assert tokens.select_context(torch.tensor([[0], [1]])).dropped is None
+    with pytest.raises(ValueError, match=r"are not held: make the tokens with DropRules\(decoder_input='all'\)"):
         tokens.with_dropped()
 
 
+def test_the_papers_rules_make_plain_tokens():
+    tokens = DropRules().first(numbered(), GRID)
+    assert type(tokens) is Tokens
+    assert DropRules().last(tokens) is tokens
+
+
 def test_unified_selection_may_drop_keyframe_tokens_whose_last_value_stays_in_the_map():
-    tokens = Tokens.from_grid(numbered(), GRID, "unified", remember=True)
+    tokens = DropRules("unified").first(numbered(), GRID)
     assert (tokens.num_protected, tokens.num_keyframe) == (0, 6)
     left = tokens.select_context(torch.tensor([[1, 2, 3, 4, 5, 9], [0, 2, 4, 6, 8, 10]]))
     later = left.with_features(10 * left.x)

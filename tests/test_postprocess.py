@@ -80,6 +80,17 @@ def test_boxes_wholly_outside_the_image_or_without_area_are_left_out():
     assert len(none.boxes) == 0
 
 
+@pytest.mark.parametrize("rule", [PostProcess(), PostProcess(person_threshold=0.0, keep_all_if_none=False)])
+def test_only_valid_queries_are_detections(rule):
+    output = output_of([0.8, 0.9, 0.75], BOXES, ACTIONS)
+    output.valid = torch.tensor([[True, False, True]])
+    (found,) = rule(output, SIZES, ORIGINAL)
+    torch.testing.assert_close(found.person_scores, torch.tensor([0.8, 0.75]))
+    output.valid = torch.zeros(1, 3, dtype=torch.bool)
+    (none,) = rule(output, SIZES, ORIGINAL)
+    assert len(none.boxes) == 0
+
+
 def test_every_clip_has_its_own_scale_and_fallback():
     one = output_of([0.9, 0.2, 0.3], BOXES, ACTIONS)
     two = output_of([0.1, 0.2, 0.3], BOXES, ACTIONS)

@@ -9,7 +9,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.flop_counter import FlopCounterMode
 
 from evad.config import build_criterion, build_model, load_config
-from evad.metrics.cost import EXTERNAL_ACTORS, classification_macs, executed_macs, paper_macs
+from evad.metrics.cost import EXTERNAL_ACTORS, executed_macs, paper_macs
 from evad.models.criterion import ActionCriterion, OverlapMatcher, SetCriterion
 from evad.models.heads.external import ExternalBoxes
 from evad.models.postprocess import PostProcess
@@ -28,7 +28,7 @@ def tiny_external(tiny_model):
     from conftest import TINY, randomise
 
     def build(*overrides, dtype=torch.float64):
-        keys = [key for key in TINY if not key.removeprefix("model.net.").startswith(OWN)]
+        keys = [key for key in TINY if not key.removeprefix("model.net.").startswith((*OWN, "model.num_queries"))]
         model = build_model(load_config([*keys, EXTERNAL, *overrides]))
         randomise(model, 0)
         return model.to(dtype)
@@ -59,21 +59,28 @@ def test_only_the_localization_parts_are_gone(tiny_model, tiny_external):
     }
 
 
-def test_boxes_and_scores_pass_through_unchanged():
+def test_boxes_and_scores_pass_through_unchanged_and_padding_is_masked():
     given = proposals(3, 1)
-    logits, boxes = ExternalBoxes()([], torch.tensor([[32, 48]] * 2), given)
-    assert logits.shape == (1, 2, 3, 2)
-    scores = logits.softmax(-1)[0, ..., 0]
+    located = ExternalBoxes()([], torch.tensor([[32, 48]] * 2), given)
+    assert located.person_logits.shape == (1, 2, 3, 2)
+    scores = located.person_logits.softmax(-1)[0, ..., 0]
     torch.testing.assert_close(scores[0], given[0].scores, rtol=0, atol=1e-15)
     assert scores[1].tolist() == pytest.approx([given[1].scores.item(), 0, 0])
-    assert torch.equal(boxes[0, 0], given[0].boxes)
-    assert torch.equal(boxes[0, 1, :1], given[1].boxes)
+    assert torch.equal(located.boxes[0, 0], given[0].boxes)
+    assert torch.equal(located.boxes[0, 1, :1], given[1].boxes)
+    assert located.valid.tolist() == [[True, True, True], [True, False, False]]
+
+
+def test_clips_without_any_box_have_one_query_that_is_not_valid():
+    located = ExternalBoxes()([], torch.tensor([[32, 48]] * 2), proposals(0, 0))
+    assert located.boxes.shape == (1, 2, 1, 4)
+    assert located.valid.tolist() == [[False], [False]]
 
 
 def test_certain_and_impossible_persons_have_finite_probabilities():
     given = [Proposals(torch.zeros(2, 4), torch.tensor([1.0, 0.0]))]
-    logits, _ = ExternalBoxes()([], torch.tensor([[32, 48]]), given)
-    assert logits.softmax(-1)[0, 0, :, 0].tolist() == [1, 0]
+    located = ExternalBoxes()([], torch.tensor([[32, 48]]), given)
+    assert located.person_logits.softmax(-1)[0, 0, :, 0].tolist() == [1, 0]
 
 
 def test_missing_boxes_are_an_error_that_names_the_keys(tiny_external, tiny_batch):
@@ -86,7 +93,7 @@ def test_missing_boxes_are_an_error_that_names_the_keys(tiny_external, tiny_batc
 
 @pytest.mark.parametrize("name", HEADS)
 def test_clips_with_any_number_of_boxes_equal_single_ones(tiny_external, tiny_batch, name):
-    """Filling up to the longest list changes nobody's actions."""
+    """Padding to the longest list changes no actor's actions."""
     model, batch, given = tiny_external(f"model/classifier={name}"), tiny_batch(), proposals(4, 2)
     for training in (True, False):
         model.train(training)
@@ -126,7 +133,7 @@ def external_output(boxes, logits):
 
 def test_loss_by_hand():
     """Each box learns the actions of the person it overlaps most; a box of nobody learns nothing."""
-    boxes = torch.tensor([[[0.0, 0, 10, 10], [20, 0, 30, 10], [0, 0, 10, 8], [0, 20, 10, 30], [-2, -2, -1, -1]]])
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [20, 0, 30, 10], [0, 0, 10, 8], [0, 20, 10, 30], [0, 0, 0, 0]]])
     truth = Target(torch.tensor([[20.0, 0, 30, 9], [0, 0, 10, 10]]), torch.tensor([[1.0, 0], [0, 1]]))
     logits = torch.arange(20.0).view(2, 1, 5, 2) / 7 - 1
     losses = ActionCriterion()(external_output(boxes, logits), [truth], torch.tensor([[32, 48]]))
@@ -187,9 +194,6 @@ def test_training_step_has_the_action_terms_alone(tiny_external, tiny_batch, tin
 def test_criterion_follows_the_localization():
     assert isinstance(build_criterion(load_config([])), SetCriterion)
     assert isinstance(build_criterion(load_config([EXTERNAL])), ActionCriterion)
-    old = load_config([])
-    del old.model.criterion  # as in run folders from before there was a choice
-    assert isinstance(build_criterion(old), SetCriterion)
 
 
 @pytest.mark.parametrize("model", ["vitb", "vitl", "mini"])
@@ -207,7 +211,7 @@ def test_executed_count_is_what_torch_counts(tiny_external, tiny_batch, name):
     branch = model.classification
     volume = torch.zeros(1, 96, len(branch.mask_token), dtype=torch.float64)
     with FlopCounterMode(display=False) as roi_align:  # which neither count includes
-        branch.actor_bins(volume, (4, 4, 6), output.boxes[-1], batch.sizes)
+        branch.roi(volume, (4, 4, 6), output.boxes[-1], batch.sizes)
     counted = (counter.get_total_flops() - roi_align.get_total_flops()) / 2
     assert sum(executed_macs(model, 8, 32, 48).values()) == counted
 
@@ -216,4 +220,5 @@ def test_cost_has_no_localization_and_counts_some_actors(tiny_model, tiny_extern
     before, after = (paper_macs(model, 8, 32, 48) for model in (tiny_model(), tiny_external()))
     assert (after["pyramid"], after["localization"]) == (0, 0)
     assert (after["patch_embed"], after["encoder"]) == (before["patch_embed"], before["encoder"])
-    assert after["classification"] == classification_macs(tiny_external().classification, 50, EXTERNAL_ACTORS)
+    as_many = paper_macs(tiny_model(f"model.num_queries={EXTERNAL_ACTORS}"), 8, 32, 48)
+    assert after["classification"] == as_many["classification"]

@@ -1,40 +1,24 @@
 """What happens to a clip's tokens: which survive, how many lie on actors, what the decoder looks at.
 
-Nothing here changes a detector: it is put into evaluation mode for the time of a call and back again.
+Nothing here changes a detector: each call puts it into evaluation mode and back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import box_iou
 
-from evad.metrics.cost import grid_of
+from evad.metrics.cost import in_mode
 from evad.models.evad import EVAD
-from evad.models.tokens import KeyframeRule
+from evad.models.tokens import Grid
 from evad.structures import Batch, EVADOutput
-
-Grid = tuple[int, int, int]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, and afterwards the mode each module was in before."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def token_survival(model: EVAD, clips: Tensor) -> Tensor:
@@ -47,19 +31,14 @@ def token_survival(model: EVAD, clips: Tensor) -> Tensor:
     Returns:
         (B, S, T', H', W') bool on the CPU, True = preserved. S is 0 for a model that does not prune.
     """
-    with evaluating(model):
+    with in_mode(model, training=False):
         encoded = model.encoder(clips)
-    return survival_of(encoded.kept, grid_of(model.encoder, *clips.shape[2:]), len(clips), model.encoder.keyframe).cpu()
+    return survival_of(encoded.kept, encoded.tokens.grid, len(clips))
 
 
-def survival_of(kept: list[Tensor], grid: Grid, batch: int, keyframe: KeyframeRule = "keep") -> Tensor:
-    """Positions (B, n) of the surviving context tokens, one tensor per stage -> (B, S, T', H', W') bool.
-
-    Tokens of the keyframe, slice T' // 2, survive unlisted unless `keyframe` says `unified`.
-    """
-    slices, height, width = grid
-    survival = torch.zeros(batch, len(kept), slices * height * width, dtype=torch.bool)
-    survival.unflatten(2, grid)[:, :, slices // 2] = keyframe == "keep"
+def survival_of(kept: list[Tensor], grid: Grid, batch: int) -> Tensor:
+    """Positions (B, n) of the surviving tokens, one tensor per stage -> (B, S, T', H', W') bool on the CPU."""
+    survival = torch.zeros(batch, len(kept), int(np.prod(grid)), dtype=torch.bool)
     for stage, positions in enumerate(kept):
         survival[:, stage].scatter_(1, positions.cpu(), True)
     return survival.unflatten(2, grid)
@@ -124,8 +103,7 @@ def gt_area_shares(model: EVAD, batches: Iterable[Batch]) -> pd.DataFrame:
     """`gt_area_share` of every clip of a validation set; average over `clip` for Fig. 8.
 
     Returns:
-        One row per clip and stage, with `keyframe` (index in the data set) in front. Clips without a box have NaN:
-        there is no area to be in.
+        One row per clip and stage, with `keyframe` (index in the data set) in front; NaN for clips without a box.
     """
     patch = model.encoder.patch_embed.patch
     device = next(model.parameters()).device
@@ -170,8 +148,8 @@ class ActorAttention:
 def actor_attention(model: EVAD, batch: Batch, block: int = -1) -> ActorAttention:
     """Attention of every actor in a block of the context refinement decoder (Fig. 12).
 
-    The block's input is caught on its way in and the probabilities are computed from it again, because the fused
-    attention of the forward pass keeps none.
+    A hook catches the block's input, from which the probabilities are computed again, because the fused attention of
+    the forward pass does not keep them.
 
     Args:
         model: The detector.
@@ -185,7 +163,7 @@ def actor_attention(model: EVAD, batch: Batch, block: int = -1) -> ActorAttentio
     caught: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
     try:
-        with evaluating(model):
+        with in_mode(model, training=False):
             output = model(batch.clips, batch.sizes, batch.proposals)
             queries = output.roi_features.shape[1]
             query, key, _ = layer.attn.project_last(layer.norm1(caught[0]), queries)
@@ -193,14 +171,14 @@ def actor_attention(model: EVAD, batch: Batch, block: int = -1) -> ActorAttentio
             weights = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1).mean(1)
     finally:
         handle.remove()
-    return ActorAttention(weights, output.positions, grid_of(model.encoder, *batch.clips.shape[2:]), output)
+    return ActorAttention(weights, output.positions, model.encoder.patch_embed.grid(*batch.clips.shape[2:]), output)
 
 
 def decoder_block(model: EVAD, block: int) -> Any:
     """Block number `block` of the decoder.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if it does not exist.
     """
     blocks: Any = getattr(getattr(model.classification, "decoder", None), "blocks", None)
     if blocks is None:
@@ -214,7 +192,7 @@ def decoder_block(model: EVAD, block: int) -> Any:
 
 
 def actors_of_interest(output: EVADOutput, batch: Batch) -> list[Tensor]:
-    """For each clip the queries whose boxes overlap the true ones best, one per true box; without any, the surest."""
+    """For each clip the query that overlaps each true box best; if there is no true box, the most confident query."""
     chosen = []
     for boxes, logits, target in zip(output.boxes[-1], output.person_logits[-1], batch.targets):
         if len(target.boxes):

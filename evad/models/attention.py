@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import timm.layers
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 
 class DropPath(timm.layers.DropPath):
-    """timm's, but left alone by torch.compile: blocks differ in the probability, and would get a program each."""
+    """timm's, excluded from torch.compile: blocks differ in the probability and would need one program each."""
 
     forward = torch.compiler.disable(timm.layers.DropPath.forward)
 
@@ -35,14 +36,14 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of every token: (B, N, C) -> three times (B, heads, N, C / heads)."""
+        """(B, N, C) tokens -> their queries, keys and values, each (B, heads, N, C / heads)."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias).unflatten(2, (3, self.num_heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, N, 3, heads, d) -> (3, B, heads, N, d)
         return query, key, value
 
     def project_last(self, x: Tensor, num_queries: int) -> tuple[Tensor, Tensor, Tensor]:
-        """As `project`, but queries of the last `num_queries` tokens only."""
+        """As `project`, but with queries of the last `num_queries` tokens only."""
         dim = self.q_bias.shape[0]
         query = F.linear(x[:, -num_queries:], self.qkv.weight[:dim], self.q_bias)
         bias = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
@@ -51,7 +52,7 @@ class Attention(nn.Module):
         return query.unflatten(2, (self.num_heads, -1)).transpose(1, 2), key, value
 
     def merge(self, attended: Tensor) -> Tensor:
-        """Heads joined and projected: (B, heads, N, d) -> (B, N, C)."""
+        """Join the heads and project: (B, heads, N, d) -> (B, N, C)."""
         return self.proj(attended.transpose(1, 2).flatten(2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,71 +69,91 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
         query: (B, heads, M, d).
         key: (B, heads, N, d).
         value: (B, heads, N, d).
-        mask: (B, N) bool, True at keys that may be attended to, or numbers added to the logits of each key; None: all
-            of them count alike. Fused kernels that take one are slower.
+        mask: (B, N) bool, True at keys that may be attended to, or numbers added to the logits of each key. None: no
+            key is masked, and the faster kernels without a mask are used.
     """
     if mask is not None:
         mask = mask if mask.dtype == torch.bool else mask.to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, mask[:, None, None])
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and not torch.is_grad_enabled():
-        return attention_by_rows(query, key, value)[0]
+        return attention_by_rows(query, key, value)
     return F.scaled_dot_product_attention(query, key, value)
 
 
 @torch.compiler.disable
-def attention_by_rows(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor | None,
-    boundary: int = 0,
-    chunk: int = 256,
-    row_weight: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Attention computed a few query rows at a time, so that the column sums of its probabilities come for free.
+def attention_by_rows(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention output (B, heads, M, d) from plain matrix products in the type of the inputs."""
+    out, flat_value = torch.empty_like(query).flatten(0, 1), value.flatten(0, 1).contiguous()
+    with without_autocast(query.device.type):
+        for heads, rows, probability in probability_rows(query, key, query.dtype):
+            out[heads, rows] = torch.bmm(probability, flat_value[heads])
+    return out.view_as(query)
 
-    Nothing of size M x N is ever held: memory is O(chunk * N) per head at work. A CPU works on one head at a time, so
-    that a chunk stays in its cache, other devices on all of them.
+
+@torch.compiler.disable
+def received_attention(
+    query: Tensor, key: Tensor, value: Tensor | None = None, row_weight: Tensor | None = None, chunk: int = 256
+) -> tuple[Tensor, Tensor | None]:
+    """How much attention every key receives: column sums of softmax(q k^T / sqrt(d)), over queries and heads.
+
+    Logits, probabilities and sums are float32 (float64 for such inputs), also for half-precision inputs: rounded to
+    bfloat16 they would be wrong by up to 0.4 %, more than lies between the scores of many tokens.
 
     Args:
         query: (B, heads, M, d).
         key: (B, heads, N, d).
-        value: (B, heads, N, d), or None to leave the output out.
-        boundary: Queries before and behind it are summed apart.
-        chunk: Query rows per step.
+        value: (B, heads, N, d) to compute the attention output from the same probabilities; None: no output.
         row_weight: (B, M) weight of each query in the sums; None: 1.
+        chunk: Query rows per step.
 
     Returns:
-        Output (B, heads, M, d), empty without values; sums (2, B, N) over heads and queries of the probability that
-        each key receives from the queries before and behind `boundary`, float32 or the inputs' type if wider.
+        Sums (B, N), and the output (B, heads, M, d) or None.
     """
-    batch, heads, rows, dim = query.shape
-    flat_query = (query * dim**-0.5).flatten(0, 1)
-    # Copied once into one piece each: the products below would otherwise copy them for every chunk.
-    flat_key = key.flatten(0, 1).contiguous().transpose(1, 2)
-    flat_value = None if value is None else value.flatten(0, 1).contiguous()
-    out = torch.empty_like(flat_query) if value is not None else query.new_empty(batch * heads, 0, dim)
     precise = torch.promote_types(query.dtype, torch.float32)
-    sums = torch.zeros(2, batch * heads, key.shape[2], dtype=precise, device=query.device)
-    weight = None if row_weight is None else row_weight.to(precise).repeat_interleave(heads, 0).unsqueeze(2)
-    step = 1 if query.device.type == "cpu" else batch * heads
-    parts = [(0, 0, boundary), (1, boundary, rows)]
+    sums = query.new_zeros(key.shape[0] * key.shape[1], key.shape[2], dtype=precise)
+    weight = None if row_weight is None else row_weight.to(precise).repeat_interleave(query.shape[1], 0).unsqueeze(2)
+    out = None if value is None else torch.empty_like(query).flatten(0, 1)
+    flat_value = None if value is None else value.flatten(0, 1).contiguous()
     with without_autocast(query.device.type):
-        for head in range(0, batch * heads, step):
-            at = slice(head, head + step)
-            for part, first, end in parts:
-                for start in range(first, end, chunk):
-                    here = slice(start, min(start + chunk, end))
-                    probability = torch.bmm(flat_query[at, here], flat_key[at]).softmax(-1)
-                    weighted = probability if weight is None else probability * weight[at, here]
-                    sums[part, at] += weighted.sum(1, dtype=precise)
-                    if flat_value is not None:
-                        out[at, here] = torch.bmm(probability, flat_value[at])
-    return out.unflatten(0, (batch, heads)), sums.unflatten(1, (batch, heads)).sum(2)
+        for heads, rows, probability in probability_rows(query, key, precise, chunk):
+            if out is not None and flat_value is not None:
+                out[heads, rows] = torch.bmm(probability.to(query.dtype), flat_value[heads])
+            weighted = probability if weight is None else probability * weight[heads, rows]
+            sums[heads] += weighted.sum(1)
+    return sums.unflatten(0, key.shape[:2]).sum(1), None if out is None else out.view_as(query)
+
+
+def probability_rows(
+    query: Tensor, key: Tensor, dtype: torch.dtype, chunk: int = 256
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Rows of softmax(q k^T / sqrt(d)), a few at a time, so that no M x N matrix is ever held.
+
+    Memory is O(chunk * N) per head at work. A CPU works on one head at a time, so that a chunk stays in its cache,
+    other devices on all of them.
+
+    Args:
+        query: (B, heads, M, d).
+        key: (B, heads, N, d).
+        dtype: Of the products and probabilities.
+        chunk: Query rows per step.
+
+    Yields:
+        Which of the B * heads maps, which rows of them, and their probabilities (maps, rows, N).
+    """
+    # One contiguous copy each: the products would otherwise copy them for every chunk.
+    flat_query, flat_key = query.flatten(0, 1).contiguous(), key.flatten(0, 1).contiguous()
+    step = 1 if query.device.type == "cpu" else len(flat_query)
+    for head in range(0, len(flat_query), step):
+        heads = slice(head, head + step)
+        scaled, transposed = flat_query[heads].to(dtype) * query.shape[3] ** -0.5, flat_key[heads].to(dtype).mT
+        for start in range(0, query.shape[2], chunk):
+            rows = slice(start, start + chunk)
+            yield heads, rows, torch.bmm(scaled[:, rows], transposed).softmax(-1)
 
 
 def without_autocast(device_type: str) -> AbstractContextManager:
-    """No autocast, which would round the sums; where there is none, nothing: exported programs cannot hold it."""
-    autocast = torch.is_autocast_enabled(device_type)
+    """Switches autocast off, which would round the sums; does nothing without it, as exported programs need."""
+    autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
     return torch.autocast(device_type, enabled=False) if autocast else nullcontext()
 
 

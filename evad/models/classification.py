@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from evad.models.actors import ActorReader, Fill
+from evad.models.actors import ActorReader, ActorRoI, Fill
 from evad.models.attention import Attention, DropPath, attention, xavier_init
 from evad.models.positions import GridPositions
-from evad.models.tokens import Tokens
+from evad.models.tokens import Tokens, take
 
 
 class DecoderBlock(nn.Module):
@@ -19,16 +19,15 @@ class DecoderBlock(nn.Module):
     Args:
         dim: Channels D.
         num_heads: Attention heads.
-        mlp_ratio: Width of the feed-forward layer relative to D.
         drop_path: Probability of skipping a residual branch of a clip in training.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
+    def __init__(self, dim: int, num_heads: int, drop_path: float = 0.0) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, 4 * dim)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, num_queries: int | None = None, mask: Tensor | None = None) -> Tensor:
@@ -61,7 +60,6 @@ class ContextRefinementDecoder(nn.Module):
         num_heads: Attention heads.
         num_classes: K.
         hidden_dim: Hidden width of each block's action head.
-        mlp_ratio: Width of the feed-forward layers relative to D.
         drop_path: Drop-path probability of the last block; it grows linearly from 0.
 
     Raises:
@@ -75,28 +73,27 @@ class ContextRefinementDecoder(nn.Module):
         num_heads: int,
         num_classes: int,
         hidden_dim: int = 2048,
-        mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         if depth < 1:
             raise ValueError(f"decoder_depth {depth} leaves no block to classify with: use at least 1")
         self.blocks = nn.ModuleList(
-            DecoderBlock(dim, num_heads, mlp_ratio, drop_path * i / max(depth - 1, 1)) for i in range(depth)
+            DecoderBlock(dim, num_heads, drop_path * i / max(depth - 1, 1)) for i in range(depth)
         )
         self.heads = nn.ModuleList(action_head(dim, hidden_dim, num_classes) for _ in range(depth))
 
-    def forward(self, context: Tensor, actors: Tensor, occupied: Tensor | None = None) -> Tensor:
-        """Classify actors (B, Q, D) in their context (B, M, D); nobody attends to those not `occupied` (B, Q).
+    def forward(self, context: Tensor, actors: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Classify actors (B, Q, D) in their context (B, M, D); only `valid` actors (B, Q) are attended to.
 
-        The last block computes actors only: its context tokens would be read by nobody.
+        The last block computes actors only: nothing reads its context tokens.
 
         Returns:
             (D', B, Q, K) logits: of every block in training (all are supervised), of the last block otherwise.
         """
         num_actors = actors.shape[1]
         x = torch.cat([context, actors], dim=1)
-        mask = None if occupied is None else F.pad(occupied, (context.shape[1], 0), value=True)
+        mask = None if valid is None else F.pad(valid, (context.shape[1], 0), value=True)
         logits = []
         last = len(self.blocks) - 1
         for number, (block, head) in enumerate(zip(self.blocks, self.heads)):
@@ -107,59 +104,35 @@ class ContextRefinementDecoder(nn.Module):
 
 
 class ClassificationBranch(ActorReader):
-    """Surviving tokens and located actors -> action logits.
+    """Surviving tokens and located actors -> action logits, refined by context.
 
     Args:
         in_dim: Channels C of the encoder.
         dim: Channels D of the restored volume and decoder.
-        num_slices: T'.
-        base_grid: Rows and columns of the position table.
-        decoder: Maps context (B, M, D), actors (B, Q, D) and who of them is `occupied` to logits (D', B, Q, K).
-        stride: Pixels per token along each side.
-        roi_extension: (x, y) by which boxes are widened before RoIAlign.
-        roi_size: Bins along each side of an RoI.
-        fill: What stands at dropped positions: a learnable `mask_token` (released code) or `zeros` (paper). Either gets
-            position codes.
-
-    Raises:
-        ValueError: if `fill` is another word, or `roi_extension` is not two numbers >= 0.
+        roi: See `ActorReader`.
+        positions: Position codes of D channels, which the volume gets everywhere.
+        decoder: (context (B, M, D), actors (B, Q, D), valid actors) -> logits (D', B, Q, K).
+        fill: See `ActorReader`.
     """
 
     def __init__(
         self,
         in_dim: int,
         dim: int,
-        num_slices: int,
-        base_grid: tuple[int, int],
+        roi: ActorRoI,
+        positions: GridPositions,
         decoder: nn.Module,
-        stride: int = 16,
-        roi_extension: tuple[float, float] = (0.4, 0.2),
-        roi_size: int = 7,
         fill: Fill = "mask_token",
     ) -> None:
-        super().__init__(stride, roi_extension, roi_size)
-        self.project = nn.Linear(in_dim, dim, bias=False)
-        self.positions = GridPositions(dim, num_slices, (base_grid[0], base_grid[1]))
-        self.add_mask_token(dim, fill)
+        super().__init__(in_dim, dim, roi, fill)
+        self.positions = positions
         self.decoder = decoder
         xavier_init(self)
 
     def forward(
-        self, tokens: Tokens, boxes: Tensor, sizes: Tensor, occupied: Tensor | None = None
+        self, tokens: Tokens, boxes: Tensor, sizes: Tensor, valid: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Classify the actor in each box.
-
-        Args:
-            tokens: Surviving tokens after the encoder's final norm.
-            boxes: (B, Q, 4) xyxy pixels of the unpadded clip.
-            sizes: (B, 2) valid height and width in pixels.
-            occupied: (B, Q) bool, False where a list of actors is only filled up; None: all are actors.
-
-        Returns:
-            Actor features before refinement (B, Q, D), action logits (D', B, Q, K).
-        """
-        tokens = tokens.with_features(self.project(tokens.x))
-        volume = tokens.restore(self.mask_token) + self.positions(tokens.grid)  # (B, T' * H' * W', D)
-        context = volume.gather(1, tokens.position.unsqueeze(2).expand_as(tokens.x))
+        """Restored volume -> actor features -> decoder, see `ActorReader.forward`."""
+        volume = self.restore(tokens) + self.positions(tokens.grid)
         actors = self.actor_features(volume, tokens.grid, boxes, sizes)
-        return actors, self.decoder(context, actors, occupied)
+        return actors, self.decoder(take(volume, tokens.position), actors, valid)

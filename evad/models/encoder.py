@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
+import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from evad.models.attention import Attention, DropPath, attention, xavier_init
+from evad.models.attention import Attention, DropPath, xavier_init
 from evad.models.positions import GridPositions
-from evad.models.pruning import ContextOrder, KeyframePruning, TokenPruning
-from evad.models.tokens import KeyframeRule, Tokens
+from evad.models.pruning import KeyframePruning, TokenPruning
+from evad.models.reducers.dropped import DropRules
+from evad.models.tokens import Grid, Tokens
+
+ContextOrder = Literal["position", "score"]
 
 
 class PatchEmbed(nn.Module):
@@ -30,20 +34,23 @@ class PatchEmbed(nn.Module):
         self.tubelet, self.patch = tubelet, patch
         self.proj = nn.Conv3d(3, dim, kernel_size=(tubelet, patch, patch), stride=(tubelet, patch, patch))
 
-    def forward(self, clips: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-        """(B, 3, T, H, W) -> ((B, T' * H' * W', C), (T', H', W')).
+    def grid(self, frames: int, height: int, width: int) -> Grid:
+        """(T', H', W') of a clip.
 
         Raises:
-            ValueError: if a clip is not a whole number of cubes.
+            ValueError: if the clip is not a whole number of cubes.
         """
-        frames, height, width = clips.shape[2:]
         if min(frames, height, width) == 0 or frames % self.tubelet or height % self.patch or width % self.patch:
             raise ValueError(
                 f"clip of {frames} frames, {height} x {width} pixels is not a whole number of "
                 f"{self.tubelet} x {self.patch} x {self.patch} cubes: choose data.sampler.num_frames as a multiple of "
                 f"{self.tubelet} and pad the image to multiples of {self.patch}"
             )
-        grid = (frames // self.tubelet, height // self.patch, width // self.patch)
+        return frames // self.tubelet, height // self.patch, width // self.patch
+
+    def forward(self, clips: Tensor) -> tuple[Tensor, Grid]:
+        """(B, 3, T, H, W) -> ((B, T' * H' * W', C), (T', H', W'))."""
+        grid = self.grid(*clips.shape[2:])
         return self.proj(clips).flatten(2).transpose(1, 2), grid  # (B, C, T', H', W') -> (B, N, C)
 
 
@@ -53,39 +60,33 @@ class EncoderBlock(nn.Module):
     Args:
         dim: Channels C.
         num_heads: Attention heads.
-        mlp_ratio: Width of the feed-forward layer relative to C.
         drop_path: Probability of skipping a residual branch of a clip in training.
         pruning: Token pruning of this block, or None.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
-        pruning: TokenPruning | None = None,
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, drop_path: float = 0.0, pruning: TokenPruning | None = None) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))  # exact (erf) GELU
+        self.mlp = Mlp(dim, 4 * dim)  # exact (erf) GELU
         self.drop_path = DropPath(drop_path)
         self.pruning: TokenPruning | None = pruning
 
     def forward(self, tokens: Tokens) -> Tokens:
-        x = tokens.sequence()
-        query, key, value = self.attn.project(self.norm1(x))
-        if self.pruning is None:
-            attended, importance = attention(query, key, value, tokens.attention_bias()), None
-        else:
-            attended, importance = self.pruning.attend(query, key, value, tokens)
-        tokens = tokens.with_sequence(x + self.drop_path(self.attn.merge(attended)))
+        attended, importance = self.attend(tokens)
+        tokens = tokens.with_features(tokens.x + self.drop_path(attended))
         if self.pruning is not None:
             tokens = self.pruning(tokens, importance)
-        x = tokens.sequence()
-        return tokens.with_sequence(x + self.drop_path(self.mlp(self.norm2(x))))
+        return tokens.with_features(tokens.x + self.drop_path(self.mlp(self.norm2(tokens.x))))
+
+    def attend(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+        """Attention output (B, N, C), and what the block's pruning chooses by."""
+        query, key, value = self.attn.project(self.norm1(tokens.x))
+        if self.pruning is None:
+            return self.attn.merge(tokens.attend(query, key, value)), None
+        attended, importance = self.pruning.attend(query, key, value, tokens)
+        return self.attn.merge(attended), importance
 
 
 @dataclass
@@ -95,13 +96,13 @@ class EncoderOutput:
     Attributes:
         tokens: Surviving tokens (`decoder_input: all`: then the dropped ones) after the final norm.
         keyframe_maps: Keyframe feature maps, each (B, C, H', W'), before the final norm.
-        kept: Per pruning stage, (B, n) grid positions of the context tokens that survived it, under unified pruning of
-            all that did. Dropping before the first block is a stage. A merged token has the position it stands at.
+        kept: Per pruning stage, (B, n) grid positions of the tokens that survived it. Dropping before the first block
+            is a stage. A merged token has the position it was merged into.
     """
 
     tokens: Tokens
     keyframe_maps: list[Tensor]
-    kept: list[Tensor] = field(default_factory=list)
+    kept: list[Tensor]
 
 
 class VideoTransformer(nn.Module):
@@ -111,28 +112,22 @@ class VideoTransformer(nn.Module):
         dim: Channels C (768 ViT-B, 1024 ViT-L).
         depth: Blocks.
         num_heads: Attention heads.
+        patch_embed: Clips -> features of cubes and their grid.
+        positions: Position codes of the grid.
         map_blocks: 1-based blocks after which the keyframe map is taken for localization (3, 6, 9, 12).
         prune_blocks: 1-based blocks that prune (4, 7, 10).
         keep_rate: rho of every pruning block, or one value per block of the encoder; 1 = no pruning.
-        pruning: Makes the pruning of a block from its keep rate and `context_order`.
+        pruning: Makes the pruning of a block from its keep rate; None: no block prunes.
         entry: What happens to the tokens before the first block: (tokens, clips) -> tokens; None: nothing.
-        context_order: Where surviving tokens are written back, see `TokenPruning`.
-        keyframe: `keep`: every keyframe token stays. `unified`: pruning treats them as all others, and ceil(rho * N)
-            tokens survive (Table 1c). Where one has left, the localization maps show the last value it had; the
-            restored volume has the fill of any dropped position.
-        decoder_input: `preserved`: the survivors go on to the classification branch. `all`: also every dropped token,
-            as it left its stage, after the final norm like the others (Table 1d).
-        num_frames: T, frames per clip.
-        tubelet: Frames per cube.
-        patch: Pixels along a cube's side.
-        base_grid: Rows and columns of the position table (pretraining resolution / patch).
-        mlp_ratio: Width of the feed-forward layers relative to C.
+        drop_rules: Whether keyframe tokens may be dropped, and whether dropped tokens reach the classification branch.
+        context_order: `position`: every surviving token returns to its own place. `score`: the survivors, in descending
+            order of their last importance, fill the surviving places in grid order, as in the released code.
         drop_path: Drop-path probability of the last block; it grows linearly from 0.
         activation_checkpointing: Recompute each block in the backward pass instead of storing it.
 
     Raises:
         ValueError: if a map or pruning block does not exist, a keep rate is outside (0, 1], a list of keep rates has
-            another length than `depth`, or `keyframe` or `decoder_input` is another word.
+            another length than `depth`, or `context_order` is unknown or needs scores that `pruning` does not have.
     """
 
     def __init__(
@@ -140,81 +135,83 @@ class VideoTransformer(nn.Module):
         dim: int,
         depth: int,
         num_heads: int,
+        patch_embed: PatchEmbed,
+        positions: GridPositions,
         map_blocks: Sequence[int],
         prune_blocks: Sequence[int],
         keep_rate: float | Sequence[float],
-        pruning: Callable[..., TokenPruning] = KeyframePruning,
+        pruning: Callable[..., TokenPruning] | None = KeyframePruning,
         entry: nn.Module | None = None,
+        drop_rules: DropRules | None = None,
         context_order: ContextOrder = "position",
-        keyframe: KeyframeRule = "keep",
-        decoder_input: Literal["preserved", "all"] = "preserved",
-        num_frames: int = 16,
-        tubelet: int = 2,
-        patch: int = 16,
-        base_grid: tuple[int, int] = (14, 14),
-        mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        rates = rate_per_block(keep_rate, depth, prune_blocks)
         self.dim = dim
         self.map_blocks = tuple(map_blocks)
         if not all(1 <= block <= depth for block in self.map_blocks):
             raise ValueError(f"map_blocks {self.map_blocks} do not lie within the {depth} blocks of the encoder")
-        if keyframe not in ("keep", "unified"):
-            raise ValueError(f"keyframe {keyframe!r} is neither 'keep' nor 'unified'")
-        if decoder_input not in ("preserved", "all"):
-            raise ValueError(f"decoder_input {decoder_input!r} is neither 'preserved' nor 'all'")
-        self.context_order, self.keyframe, self.decoder_input = context_order, keyframe, decoder_input
+        self.drop_rules = drop_rules or DropRules()
         self.activation_checkpointing = activation_checkpointing
-        self.patch_embed = PatchEmbed(dim, tubelet, patch)
-        self.positions = GridPositions(dim, num_frames // tubelet, (base_grid[0], base_grid[1]))
+        self.patch_embed, self.positions = patch_embed, positions
         self.entry: nn.Module | None = entry
         self.blocks = nn.ModuleList(
             EncoderBlock(
                 dim,
                 num_heads,
-                mlp_ratio,
                 drop_path=drop_path * i / max(depth - 1, 1),
-                pruning=pruning(keep_rate=rate, context_order=context_order) if rate < 1 else None,
+                pruning=pruning(keep_rate=rate) if pruning and rate < 1 else None,
             )
-            for i, rate in enumerate(rates)
+            for i, rate in enumerate(rate_per_block(keep_rate, depth, prune_blocks))
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         xavier_init(self)
+        self.set_context_order(context_order)
+
+    def set_context_order(self, order: ContextOrder) -> None:
+        """Choose where surviving tokens are written back, see `context_order`.
+
+        Raises:
+            ValueError: if the order is unknown, or needs scores and the pruning has none.
+        """
+        if order not in get_args(ContextOrder):
+            raise ValueError(f"context_order {order!r} is neither 'position' nor 'score'")
+        block: Any
+        for block in self.blocks:
+            if order == "score" and block.pruning is not None and not block.pruning.ranks:
+                raise ValueError(
+                    f"context_order 'score': the tokens of {type(block.pruning).__name__} have no score to order them "
+                    "by, use model.context_order=position or another model/pruning"
+                )
+        self.context_order = order
 
     def forward(self, clips: Tensor) -> EncoderOutput:
         """Encode normalised clips (B, 3, T, H, W).
 
         Raises:
-            ValueError: if a clip is not a whole number of cubes, has another length than `num_frames`, or has too few
-                tokens for the keep rate.
+            ValueError: if a clip is not a whole number of cubes, has another length than the position codes, or has
+                too few tokens for the keep rate.
         """
         x, grid = self.patch_embed(clips)
-        remember = self.keyframe == "unified" or self.decoder_input == "all"
-        tokens = Tokens.from_grid(x + self.positions(grid), grid, self.keyframe, remember)
+        tokens = self.drop_rules.first(x + self.positions(grid), grid)
         maps: list[Tensor] = []
         kept: list[Tensor] = []
         if self.entry is not None:
             tokens = self.entry(tokens, clips)
             if tokens.position.shape[1] < x.shape[1]:
-                kept.append(tokens.position[:, tokens.num_protected :])
+                kept.append(tokens.position)
         for number, block in enumerate(self.blocks, start=1):
             tokens = self._run(block, tokens)
             if block.pruning is not None:
-                kept.append(tokens.position[:, tokens.num_protected :])
+                tokens = tokens if self.context_order == "score" else tokens.in_grid_order()
+                kept.append(tokens.position)
             if number in self.map_blocks:
                 maps.append(tokens.keyframe_map())
-        return EncoderOutput(self._output(tokens), maps, kept)
-
-    def _output(self, tokens: Tokens) -> Tokens:
-        """What the classification branch gets: normed tokens of the grid, without extra ones."""
         if self.context_order == "score":
-            tokens = tokens.in_grid_order()
-        if self.decoder_input == "all":
-            tokens = tokens.with_dropped()
-        return Tokens(self.norm(tokens.x), tokens.position, tokens.grid, tokens.keyframe)
+            tokens = written_in_grid_order(tokens)
+        tokens = self.drop_rules.last(tokens)
+        return EncoderOutput(tokens.with_features(self.norm(tokens.x)), maps, kept)
 
     def _run(self, block: nn.Module, tokens: Tokens) -> Tokens:
         if self.activation_checkpointing and self.training:
@@ -222,10 +219,21 @@ class VideoTransformer(nn.Module):
         return block(tokens)
 
 
+def written_in_grid_order(tokens: Tokens) -> Tokens:
+    """The same features in the same order, but positions of the unprotected tokens reassigned in ascending order.
+
+    This is what the released code does when it writes score-ordered tokens back with a boolean mask: the j-th token
+    lands on the j-th kept position.
+    """
+    first = tokens.num_protected
+    ascending = tokens.position[:, first:].sort(dim=1).values
+    return replace(tokens, position=torch.cat([tokens.position[:, :first], ascending], dim=1))
+
+
 def rate_per_block(keep_rate: float | Sequence[float], depth: int, prune_blocks: Sequence[int]) -> list[float]:
     """Keep rate of each of `depth` blocks: 1 everywhere but in the 1-based `prune_blocks`.
 
-    A list of rates, one per block, stands for itself; `prune_blocks` has no say then.
+    A list of rates, one per block, is taken as it is, and `prune_blocks` is not used.
 
     Raises:
         ValueError: if a rate lies outside (0, 1], a block does not exist, or a list has another length than `depth`.

@@ -8,7 +8,7 @@ from evad.models.actors import ActorReader
 from evad.models.encoder import EncoderOutput, VideoTransformer
 from evad.models.fpn import KeyframePyramid
 from evad.models.heads.external import ExternalBoxes
-from evad.models.localization import LocalizationBranch
+from evad.models.localization import LocalizationBranch, Localized
 from evad.structures import EVADOutput, Proposals
 
 
@@ -18,8 +18,8 @@ class EVAD(nn.Module):
     Args:
         encoder: Clips -> `EncoderOutput`: surviving tokens and keyframe maps.
         pyramid: Keyframe maps -> pyramid levels.
-        localization: Levels, sizes and proposals -> person logits and boxes.
-        classification: Tokens, boxes and sizes -> actor features and action logits.
+        localization: Levels, sizes and proposals -> `Localized`: person logits, boxes and which of them are valid.
+        classification: Tokens, boxes, sizes and valid boxes -> actor features and action logits.
     """
 
     def __init__(
@@ -44,30 +44,26 @@ class EVAD(nn.Module):
             proposals: B times the boxes of an external detector; only `ExternalBoxes` reads them.
 
         Returns:
-            The same in training and evaluation, but that only training has action logits of every decoder block.
+            The same in training and evaluation, except that only training has action logits of every decoder block.
         """
         encoded = self.encoder(clips)
-        person_logits, boxes = self.localize(encoded, sizes, proposals)
-        return self.classify(encoded, person_logits, boxes, boxes[-1], sizes)
+        located = self.localize(encoded, sizes, proposals)
+        return self.classify(encoded, located, located.boxes[-1], sizes)
 
-    def localize(
-        self, encoded: EncoderOutput, sizes: Tensor, proposals: list[Proposals] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Person logits (S, B, Q, 2) and boxes (S, B, Q, 4) of every localization stage."""
+    def localize(self, encoded: EncoderOutput, sizes: Tensor, proposals: list[Proposals] | None = None) -> Localized:
+        """Persons in the keyframes, from the encoder's keyframe maps."""
         return self.localization(self.pyramid(encoded.keyframe_maps), sizes, proposals)
 
-    def classify(
-        self, encoded: EncoderOutput, person_logits: Tensor, boxes: Tensor, actor_boxes: Tensor, sizes: Tensor
-    ) -> EVADOutput:
-        """Actions of the actors in `actor_boxes` (B, Q, 4): the last stage's, or better ones early in training."""
-        occupied = self.localization.occupied(boxes[-1])
-        roi_features, action_logits = self.classification(encoded.tokens, actor_boxes, sizes, occupied)
+    def classify(self, encoded: EncoderOutput, located: Localized, actor_boxes: Tensor, sizes: Tensor) -> EVADOutput:
+        """Actions of the actors in `actor_boxes` (B, Q, 4): the last stage's, or annotated ones early in training."""
+        roi_features, action_logits = self.classification(encoded.tokens, actor_boxes, sizes, located.valid)
         return EVADOutput(
-            person_logits=person_logits,
-            boxes=boxes,
+            person_logits=located.person_logits,
+            boxes=located.boxes,
             action_logits=action_logits,
             roi_features=roi_features,
             tokens=encoded.tokens.x,
             positions=encoded.tokens.position,
             kept=encoded.kept,
+            valid=located.valid,
         )

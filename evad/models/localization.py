@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,6 +13,21 @@ from torch import Tensor, nn
 from evad.models.attention import xavier_init
 from evad.models.roi import pyramid_roi_align
 from evad.structures import Proposals
+
+
+@dataclass(frozen=True)
+class Localized:
+    """Persons in the keyframes of B clips, as a localization branch returns them.
+
+    Attributes:
+        person_logits: (S, B, Q, 2), one per stage; 0 = person, 1 = background.
+        boxes: (S, B, Q, 4) xyxy pixels of the unpadded clip, not clipped. The last stage is the prediction.
+        valid: (B, Q) bool mask of queries, False where a clip's list of actors is only padded; None: all are valid.
+    """
+
+    person_logits: Tensor
+    boxes: Tensor
+    valid: Tensor | None = None
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -85,7 +101,7 @@ def tower(dim: int, depth: int) -> nn.Sequential:
 
 
 class DynamicHead(nn.Module):
-    """One refinement step: queries look at each other, then at their boxes, and predict better boxes.
+    """One refinement step: queries attend to each other, then read their boxes, and predict better ones.
 
     Args:
         dim: Channels C of queries and pyramid.
@@ -177,19 +193,13 @@ class LocalizationBranch(nn.Module):
             for head in heads:
                 head.box_deltas.weight.mul_(delta_gain)
 
-    def forward(
-        self, levels: list[Tensor], sizes: Tensor, proposals: list[Proposals] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Persons in the keyframe.
+    def forward(self, levels: list[Tensor], sizes: Tensor, proposals: list[Proposals] | None = None) -> Localized:
+        """Persons in the keyframe; all queries are valid.
 
         Args:
             levels: Pyramid maps (B, C, h_l, w_l), fine to coarse.
             sizes: (B, 2) valid height and width in pixels.
-            proposals: Boxes for `ExternalBoxes`, which take the place of this branch; not read here.
-
-        Returns:
-            Person logits (S, B, Q, 2) with 0 = person and 1 = background, and boxes (S, B, Q, 4) in xyxy pixels of the
-            unpadded clip, not clipped. The last stage is the prediction.
+            proposals: For `ExternalBoxes`, which can replace this branch; not used here.
         """
         scale = sizes.flip(1).to(self.proposal_boxes.dtype).repeat(1, 2)  # (B, 4): W, H, W, H
         boxes = cxcywh_to_xyxy(self.proposal_boxes) * scale.unsqueeze(1)
@@ -202,18 +212,14 @@ class LocalizationBranch(nn.Module):
             all_logits.append(logits)
             all_boxes.append(boxes)
             boxes = boxes.detach()
-        return torch.stack(all_logits), torch.stack(all_boxes)
-
-    def occupied(self, boxes: Tensor) -> None:
-        """Which boxes (B, Q, 4) are actors rather than filling: all of them."""
-        return
+        return Localized(torch.stack(all_logits), torch.stack(all_boxes))
 
 
 def proposals(num_queries: int, initial_boxes: Sequence[Sequence[float]] | None) -> Tensor:
-    """Starting boxes (Q, 4), cxcywh in [0, 1]; the whole image where none are given.
+    """Starting boxes (Q, 4), cxcywh in [0, 1]; the whole image if none are given.
 
     Raises:
-        ValueError: if the rows given are not Q times 4 numbers in [0, 1].
+        ValueError: if they are not Q rows of 4 numbers in [0, 1].
     """
     if initial_boxes is None:
         return torch.tensor([0.5, 0.5, 1.0, 1.0]).repeat(num_queries, 1)

@@ -35,7 +35,7 @@ class PostProcess:
         self.keep_all_if_none = keep_all_if_none
 
     def scores(self, output: EVADOutput) -> tuple[Tensor, Tensor]:
-        """Of all queries: person scores (B, Q) and action scores (B, Q, K), both in [0, 1]."""
+        """Person scores (B, Q) and action scores (B, Q, K) of all queries, both in [0, 1]."""
         persons = output.person_logits[-1].float().softmax(-1)[..., 0]
         actions = output.action_logits[-1].float().sigmoid()
         return persons, actions * persons.unsqueeze(-1) if self.score == "person_times_action" else actions
@@ -45,12 +45,12 @@ class PostProcess:
         """Detections of each clip.
 
         Args:
-            output: Of `EVAD.forward`; the last stage and block count.
+            output: Of `EVAD.forward`; the last stage and block are used.
             sizes: (B, 2) valid height and width of the resized clips.
             original_sizes: (B, 2) height and width of the videos.
 
         Returns:
-            B detections; boxes are clipped to the image, and a box that lies wholly outside it is left out.
+            B detections of valid queries; boxes are clipped to the image, and those wholly outside it are left out.
         """
         persons, actions = self.scores(output)
         scale = (original_sizes / sizes).flip(1).repeat(1, 2).unsqueeze(1)  # (B, 1, 4): x, y, x, y
@@ -60,6 +60,8 @@ class PostProcess:
         keep = persons >= self.person_threshold
         if self.keep_all_if_none:
             keep |= ~keep.any(dim=1, keepdim=True)
+        if output.valid is not None:
+            keep &= output.valid
         keep &= (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
         return [
             Detections(boxes[i, row], persons[i, row], actions[i, row], original_sizes[i]) for i, row in enumerate(keep)

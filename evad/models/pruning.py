@@ -1,130 +1,140 @@
-"""Keyframe-centric token pruning (Sec. 3.2, Eq. 1): pure functions and the module that applies them."""
+"""Keyframe-centric token pruning (Sec. 3.2, Eq. 1): what scores tokens, and what keeps the best of them."""
 
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evad.models.attention import attention, attention_by_rows
+from evad.models.attention import received_attention
 from evad.models.tokens import Tokens
-
-ContextOrder = Literal["position", "score"]
 
 
 @torch.no_grad()
-def attentiveness(query: Tensor, key: Tensor, num_keyframe: int, w_kf: float = 1.0, chunk: int = 256) -> Tensor:
+def attentiveness(query: Tensor, key: Tensor, row_weight: Tensor | None = None, chunk: int = 256) -> Tensor:
     """Importance of every token: the attention it receives, averaged over queries and heads (Eq. 1).
 
-    I_j = 1 / (N * heads) * sum_{h, i} w_i * softmax_j(q_i . k_j / sqrt(d)), with w_i = w_kf for keyframe queries and 1
-    for the others. Rows are processed in chunks and only their weighted sum is kept, so memory is O(chunk * N), not
-    N x N. Under autocast, too, probabilities are summed in float32.
+    I_j = 1 / (N * heads) * sum_{h, i} w_i * softmax_j(q_i . k_j / sqrt(d)). Rows are processed in chunks and only their
+    weighted sum is kept, so memory is O(chunk * N), not N x N.
 
     Args:
-        query: (B, heads, N, d), keyframe queries first.
+        query: (B, heads, N, d).
         key: (B, heads, N, d).
-        num_keyframe: N1, how many of the queries belong to the keyframe.
-        w_kf: Weight of the keyframe queries.
+        row_weight: (B, N) weight w_i of each query; None: 1.
         chunk: Query rows per step.
 
     Returns:
         (B, N) importance, float32 or the wider type of the inputs.
     """
-    _, sums = attention_by_rows(query, key, None, num_keyframe, chunk)
-    return enhance(sums, w_kf, query)
+    sums, _ = received_attention(query, key, row_weight=row_weight, chunk=chunk)
+    return sums / (query.shape[1] * query.shape[2])
 
 
-def enhance(sums: Tensor, w_kf: float, query: Tensor) -> Tensor:
-    """Sums of received attention (2, B, N), from keyframe and other queries -> importance (B, N) (Eq. 1)."""
-    return (w_kf * sums[0] + sums[1]) / (query.shape[1] * query.shape[2])
-
-
-def num_kept(keep_rate: float, num_tokens: int, num_keyframe: int) -> int:
-    """How many context tokens survive: ceil(rho * N) - N1.
+def num_kept(keep_rate: float, num_tokens: int, num_protected: int) -> int:
+    """How many tokens survive beside the protected ones: ceil(rho * N) - N1.
 
     Args:
         keep_rate: rho in (0, 1].
         num_tokens: N, tokens entering the block.
-        num_keyframe: N1, or 0 where keyframe tokens may leave, too (Table 1c).
+        num_protected: N1, or 0 where keyframe tokens may be dropped too (Table 1c).
 
     Raises:
         ValueError: if ceil(rho * N) is smaller than N1, so that the keyframe itself would not fit.
     """
     total = math.ceil(keep_rate * num_tokens)
-    if total < num_keyframe:
+    if total < num_protected:
         raise ValueError(
-            f"keep_rate {keep_rate} keeps {total} of {num_tokens} tokens, but the keyframe alone has {num_keyframe}: "
+            f"keep_rate {keep_rate} keeps {total} of {num_tokens} tokens, but the keyframe alone has {num_protected}: "
             "raise model.keep_rate, prune in fewer blocks or use longer clips"
         )
-    return total - num_keyframe
+    return total - num_protected
+
+
+def most_important(tokens: Tokens, importance: Tensor, keep_rate: float) -> Tensor:
+    """Which tokens to keep beside the protected ones: those of the highest importance.
+
+    Args:
+        tokens: N tokens.
+        importance: (B, N) or longer; what follows the first N belongs to tokens that stand for no grid cell.
+        keep_rate: rho, see `num_kept`.
+
+    Returns:
+        (B, ceil(rho * N) - N1) indices among the unprotected tokens, the most important first.
+    """
+    first, total = tokens.num_protected, tokens.position.shape[1]
+    return importance[:, first:total].topk(num_kept(keep_rate, total, first), dim=1).indices
+
+
+class KeyframeScore(nn.Module):
+    """Importance of Eq. 1, in which queries of the keyframe count `w_kf` times.
+
+    Args:
+        w_kf: Weight of keyframe queries.
+    """
+
+    def __init__(self, w_kf: float = 1.0) -> None:
+        super().__init__()
+        self.w_kf = w_kf
+
+    def forward(self, query: Tensor, key: Tensor, tokens: Tokens) -> Tensor:
+        """Queries and keys (B, heads, N, d) of the tokens -> importance (B, N)."""
+        return attentiveness(query, key, self.query_weight(tokens))
+
+    def query_weight(self, tokens: Tokens) -> Tensor | None:
+        """w_i of Eq. 1, (B, N); None: 1 everywhere."""
+        if self.w_kf == 1:
+            return None
+        in_keyframe = F.pad(tokens.in_keyframe(), (0, tokens.x.shape[1] - tokens.position.shape[1]))
+        return 1 + (self.w_kf - 1) * in_keyframe.float()
+
+    def extra_repr(self) -> str:
+        return f"w_kf={self.w_kf}"
 
 
 class TokenPruning(nn.Module):
     """One stage of pruning inside a block: every protected (keyframe) token stays, and the best of the others.
 
-    What `attend` returns beside the attention output is the importance by which `forward` chooses. Adds no parameter,
-    and no gradient flows through the choice.
+    Scoring and choosing are separate steps: `attend` returns the importance of each token beside the attention
+    output, `forward` keeps the tokens of highest importance. No gradient flows through the choice.
 
     Args:
         keep_rate: rho, the share of tokens that survives, keyframe tokens included.
-        context_order: `position` keeps the survivors in space-time order. `score` leaves them in descending score
-            order, as the released implementation does.
+        score: (query, key, tokens) -> importance (B, N).
 
     Raises:
-        ValueError: if `keep_rate` lies outside (0, 1] or `context_order` is another word.
+        ValueError: if `keep_rate` lies outside (0, 1].
     """
 
-    num_extra = 0  # tokens without a grid cell that a stage adds
+    ranks = True
+    """Whether survivors come in descending order of importance, as `context_order: score` needs."""
 
-    def __init__(self, keep_rate: float, context_order: ContextOrder = "position") -> None:
+    def __init__(self, keep_rate: float, score: nn.Module | None) -> None:
         super().__init__()
         if not 0 < keep_rate <= 1:
             raise ValueError(f"keep_rate {keep_rate} is outside (0, 1]")
         self.keep_rate = keep_rate
-        self.use_order(context_order)
-
-    def use_order(self, context_order: ContextOrder) -> None:
-        """Leave the survivors in another order, see `context_order`."""
-        if context_order not in ("position", "score"):
-            raise ValueError(f"context_order {context_order!r} is neither 'position' nor 'score'")
-        self.context_order = context_order
+        self.score = score
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Attention output (B, heads, N + E, d) of a block, and what `forward` chooses by."""
-        raise NotImplementedError
+        """Attention output (B, heads, N, d) of a block, and the importance (B, N) that `forward` chooses by."""
+        assert self.score is not None
+        return tokens.attend(query, key, value), self.score(query, key, tokens)
 
     def forward(self, tokens: Tokens, importance: Tensor) -> Tokens:
-        """Survivors among N grid tokens by their importance (B, N + E).
+        """Survivors among N tokens: the N1 protected ones, then the most important of the others, best first.
 
         Returns:
-            ceil(rho * N) tokens: all N1 keyframe tokens, then the context tokens in `context_order`. Tokens without a
-            grid cell stay and are not counted.
+            ceil(rho * N) tokens. Tokens that stand for no grid cell stay and are not counted.
 
         Raises:
             ValueError: if the keyframe alone has more tokens than rho keeps, see `num_kept`.
         """
-        return tokens.select_context(self.choose(tokens, importance))
+        return tokens.select_context(most_important(tokens, importance, self.keep_rate))
 
-    def choose(self, tokens: Tokens, importance: Tensor) -> Tensor:
-        """(B, n) indices of the survivors among the tokens that may leave."""
-        first, total = tokens.num_protected, tokens.position.shape[1]
-        kept = num_kept(self.keep_rate, total, first)
-        index = importance[:, first:total].topk(kept, dim=1).indices  # descending importance
-        return index.sort(dim=1).values if self.context_order == "position" else index
-
-    def num_tokens(self, num_tokens: int, num_protected: int) -> int:
-        """Grid tokens that leave the stage."""
-        return num_protected + num_kept(self.keep_rate, num_tokens, num_protected)
-
-    def scoring_macs(self, num_tokens: int, dim: int) -> int:
-        """MACs spent on scores of N + E tokens of C channels that an attention which keeps its matrix has for free."""
-        return 0
-
-    def matching_macs(self, num_tokens: int, num_protected: int, head_dim: int) -> int:
-        """MACs of choosing among N tokens that no attention gives."""
-        return 0
+    def extra_repr(self) -> str:
+        return f"keep_rate={self.keep_rate}"
 
 
 class KeyframePruning(TokenPruning):
@@ -132,37 +142,21 @@ class KeyframePruning(TokenPruning):
 
     Args:
         keep_rate: See `TokenPruning`.
-        w_kf: Weight of keyframe queries in the importance score (Eq. 1).
-        context_order: See `TokenPruning`.
+        w_kf: Weight of keyframe queries in the importance (Eq. 1).
     """
 
-    def __init__(self, keep_rate: float, w_kf: float = 1.0, context_order: ContextOrder = "position") -> None:
-        super().__init__(keep_rate, context_order)
-        self.w_kf = w_kf
+    score: KeyframeScore
+
+    def __init__(self, keep_rate: float, w_kf: float = 1.0) -> None:
+        super().__init__(keep_rate, KeyframeScore(w_kf))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Attention output (B, heads, N + E, d) and importance (B, N + E) of a block's tokens.
+        """As `TokenPruning.attend`; CPU inference computes output and importance from the same rows.
 
-        CPU inference computes both from the same rows. Training and other devices use the fused attention and compute
-        the rows a second time, without gradients.
+        Training and other devices use the fused attention and compute the rows again, without gradients.
         """
-        if tokens.keyframe == "unified":  # the keyframe's rows are no longer the first N1
-            return attention(query, key, value), self.unified_importance(query, key, tokens)
-        if query.device.type == "cpu" and not torch.is_grad_enabled():
-            attended, sums = attention_by_rows(query, key, value, tokens.num_keyframe)
-            return attended, enhance(sums, self.w_kf, query)
-        return attention(query, key, value), attentiveness(query, key, tokens.num_keyframe, self.w_kf)
-
-    @torch.no_grad()
-    def unified_importance(self, query: Tensor, key: Tensor, tokens: Tokens) -> Tensor:
-        """Eq. 1 where every clip has its own number of keyframe queries left."""
-        weight = query.new_ones(query.shape[0], query.shape[2])
-        weight[:, : tokens.position.shape[1]] += (self.w_kf - 1) * tokens.in_keyframe()
-        _, sums = attention_by_rows(query, key, None, row_weight=weight)
-        return enhance(sums, 1.0, query)
-
-    def scoring_macs(self, num_tokens: int, dim: int) -> int:
-        return num_tokens**2 * dim
-
-    def extra_repr(self) -> str:
-        return f"keep_rate={self.keep_rate}, w_kf={self.w_kf}, context_order={self.context_order!r}"
+        if query.device.type != "cpu" or torch.is_grad_enabled():
+            return super().attend(query, key, value, tokens)
+        sums, attended = received_attention(query, key, value, self.score.query_weight(tokens))
+        assert attended is not None
+        return attended, sums / (query.shape[1] * query.shape[2])

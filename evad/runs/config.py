@@ -14,7 +14,7 @@ from omegaconf.grammar_parser import parse
 from evad.runs.files import CONFIG
 
 LARGEST_FILE = 2**20  # bytes; the configuration of ViT-L has 7 000
-RESOLVERS = frozenset({"div", "hydra", "run_name", "sweep_name"})
+RESOLVERS = frozenset({"div", "hydra", "oc.select", "run_name", "sweep_name"})
 """Functions that a run's configuration may call in `${name:...}`. None of them reads the environment or a file."""
 
 

@@ -43,15 +43,16 @@ class DecomposingModule(EVADModule):
     def validation_step(self, batch: Batch, _: int) -> None:
         """Detections of a batch into one metric, its annotated boxes with the actions given to them into the other."""
         encoded = self.model.encoder(batch.clips)
-        person_logits, boxes = self.model.localize(encoded, batch.sizes, batch.proposals)
-        output = self.model.classify(encoded, person_logits, boxes, boxes[-1], batch.sizes)
+        located = self.model.localize(encoded, batch.sizes, batch.proposals)
+        output = self.model.classify(encoded, located, located.boxes[-1], batch.sizes)
         self.metric.update(batch.keyframes, self.postprocess(output, batch.sizes, batch.original_sizes))
         if isinstance(self.model.localization, ExternalBoxes):  # boxes are given anyway: give the annotated ones
             truth = [Proposals(target.boxes, torch.ones_like(target.boxes[:, 0])) for target in batch.targets]
-            person_logits, boxes = self.model.localize(encoded, batch.sizes, truth)
-        matches = HungarianMatcher()(person_logits[-1], boxes[-1], batch.targets, batch.sizes)
-        true_boxes = with_true_boxes(boxes[-1], batch.targets, matches)
-        given = self.model.classify(encoded, person_logits, boxes, true_boxes, batch.sizes)
+            located = self.model.localize(encoded, batch.sizes, truth)
+        boxes = located.boxes[-1]
+        matches = HungarianMatcher()(located.person_logits[-1], boxes, batch.targets, batch.sizes)
+        true_boxes = with_true_boxes(boxes, batch.targets, matches)
+        given = self.model.classify(encoded, located, true_boxes, batch.sizes)
         scores = given.action_logits[-1].float().sigmoid()
         self.true_box_metric.update(batch.keyframes, true_detections(self.true_box_metric, batch, matches, scores))
 

@@ -126,12 +126,12 @@ class EVADModule(L.LightningModule):
     def run_with_teacher(self, batch: Batch) -> EVADOutput:
         """Forward pass in which matched actors read the features of their ground-truth boxes."""
         encoded = self.model.encoder(batch.clips)
-        person_logits, boxes = self.model.localize(encoded, batch.sizes, batch.proposals)
-        matches = self.criterion.matcher(person_logits[-1], boxes[-1], batch.targets, batch.sizes)
-        actor_boxes = boxes[-1].detach().clone()
+        located = self.model.localize(encoded, batch.sizes, batch.proposals)
+        matches = self.criterion.matcher(located.person_logits[-1], located.boxes[-1], batch.targets, batch.sizes)
+        actor_boxes = located.boxes[-1].detach().clone()
         for clip, (queries, index) in enumerate(matches):
             actor_boxes[clip, queries] = batch.targets[clip].boxes[index].to(actor_boxes.dtype)
-        return self.model.classify(encoded, person_logits, boxes, actor_boxes, batch.sizes)
+        return self.model.classify(encoded, located, actor_boxes, batch.sizes)
 
     def weigh(self, losses: Losses) -> Tensor:
         """All weighted terms of all stages and blocks in one vector."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from evad.models.actors import ActorReader, Fill
+from evad.models.actors import ActorReader, ActorRoI, Fill
 from evad.models.attention import xavier_init
 from evad.models.tokens import Tokens
 
@@ -19,36 +19,18 @@ class LinearClassification(ActorReader):
     Args:
         in_dim: Channels C of the encoder.
         num_classes: K.
-        stride: Pixels per token along each side.
-        roi_extension: (x, y) by which boxes are widened before RoIAlign.
-        roi_size: Bins along each side of an RoI.
-        fill: What stands at dropped positions: a learnable `mask_token` of C channels (as with the decoder) or `zeros`
-            (paper).
+        roi: See `ActorReader`.
+        fill: See `ActorReader`.
     """
 
-    def __init__(
-        self,
-        in_dim: int,
-        num_classes: int,
-        stride: int = 16,
-        roi_extension: tuple[float, float] = (0.4, 0.2),
-        roi_size: int = 7,
-        fill: Fill = "mask_token",
-    ) -> None:
-        super().__init__(stride, roi_extension, roi_size)
-        self.add_mask_token(in_dim, fill)
+    def __init__(self, in_dim: int, num_classes: int, roi: ActorRoI, fill: Fill = "mask_token") -> None:
+        super().__init__(in_dim, None, roi, fill)
         self.action_logits = nn.Linear(in_dim, num_classes)
         xavier_init(self)
 
     def forward(
-        self, tokens: Tokens, boxes: Tensor, sizes: Tensor, occupied: Tensor | None = None
+        self, tokens: Tokens, boxes: Tensor, sizes: Tensor, valid: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Classify the actor in each box (B, Q, 4); arguments as for `ClassificationBranch.forward`.
-
-        Actors do not see each other here, so that it does not matter who is `occupied`.
-
-        Returns:
-            Actor features (B, Q, C), action logits (1, B, Q, K).
-        """
-        actors = self.actor_features(tokens.restore(self.mask_token), tokens.grid, boxes, sizes)
+        """Actor features (B, Q, C), action logits (1, B, Q, K); actors do not see each other."""
+        actors = self.actor_features(self.restore(tokens), tokens.grid, boxes, sizes)
         return actors, self.action_logits(actors).unsqueeze(0)

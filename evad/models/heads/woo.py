@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from evad.models.actors import ActorReader, Fill
+from evad.models.actors import ActorReader, ActorRoI, Fill
 from evad.models.attention import xavier_init
 from evad.models.classification import action_head
 from evad.models.localization import DynamicConv
@@ -67,7 +68,7 @@ class InteractionStage(nn.Module):
         self.action_logits = action_head(2 * dim, hidden_dim, num_classes)
 
     def forward(
-        self, spatial: Tensor, temporal: Tensor, cells: Tensor, slices: Tensor, occupied: Tensor | None
+        self, spatial: Tensor, temporal: Tensor, cells: Tensor, slices: Tensor, valid: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Refine both embeddings.
 
@@ -76,13 +77,13 @@ class InteractionStage(nn.Module):
             temporal: (B, Q, D).
             cells: (B * Q, S * S, D) RoI features averaged over time.
             slices: (B * Q, T', D) RoI features averaged over space.
-            occupied: (B, Q) bool, see `ClassificationBranch.forward`.
+            valid: (B, Q) bool mask of actors that are attended to, at least one per clip; None: all.
 
         Returns:
             Both embeddings (B, Q, D).
         """
         both = torch.cat([spatial, temporal], dim=1)  # (B, 2 * Q, D)
-        ignored = None if occupied is None else ~occupied.repeat(1, 2)
+        ignored = None if valid is None else ~valid.repeat(1, 2)
         attended = self.self_attn(both, both, both, key_padding_mask=ignored, need_weights=False)[0]
         both = self.norm(both + attended)
         spatial, temporal = both.chunk(2, dim=1)
@@ -111,12 +112,10 @@ class InteractionClassification(ActorReader):
         num_queries: Largest number Q of actors; each has embeddings of its own.
         num_slices: T'.
         num_classes: K.
+        roi: See `ActorReader`.
         dim_dynamic: Channels between the two generated products.
         hidden_dim: Width of feed-forward layers and action heads.
-        stride: Pixels per token along each side.
-        roi_extension: (x, y) by which boxes are widened before RoIAlign.
-        roi_size: Bins S along each side of an RoI.
-        fill: What stands at dropped positions, see `ClassificationBranch`.
+        fill: See `ActorReader`.
 
     Raises:
         ValueError: if there is no stage.
@@ -131,22 +130,18 @@ class InteractionClassification(ActorReader):
         num_queries: int,
         num_slices: int,
         num_classes: int,
+        roi: ActorRoI,
         dim_dynamic: int = 64,
         hidden_dim: int = 2048,
-        stride: int = 16,
-        roi_extension: tuple[float, float] = (0.4, 0.2),
-        roi_size: int = 7,
         fill: Fill = "mask_token",
     ) -> None:
-        super().__init__(stride, roi_extension, roi_size)
+        super().__init__(in_dim, dim, roi, fill)
         if depth < 1:
             raise ValueError(f"woo_depth {depth} leaves no stage to classify with: use at least 1")
-        self.project = nn.Linear(in_dim, dim, bias=False)
-        self.add_mask_token(dim, fill)
         self.spatial_embedding = nn.Parameter(torch.empty(num_queries, dim))
         self.temporal_embedding = nn.Parameter(torch.empty(num_queries, dim))
         self.stages = nn.ModuleList(
-            InteractionStage(dim, num_heads, dim_dynamic, num_slices, roi_size**2, hidden_dim, num_classes)
+            InteractionStage(dim, num_heads, dim_dynamic, num_slices, roi.size**2, hidden_dim, num_classes)
             for _ in range(depth)
         )
         xavier_init(self)
@@ -154,13 +149,9 @@ class InteractionClassification(ActorReader):
         nn.init.xavier_uniform_(self.temporal_embedding)
 
     def forward(
-        self, tokens: Tokens, boxes: Tensor, sizes: Tensor, occupied: Tensor | None = None
+        self, tokens: Tokens, boxes: Tensor, sizes: Tensor, valid: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Classify the actor in each box (B, Q, 4); arguments as for `ClassificationBranch.forward`.
-
-        Returns:
-            Actor features before the first stage (B, Q, D): the mean of the RoI. Action logits (D', B, Q, K): of every
-            stage in training, of the last stage otherwise.
+        """Restored volume -> RoI bins -> stages, see `ActorReader.forward`; actor features are the mean of the RoI.
 
         Raises:
             ValueError: if there are more actors than embeddings.
@@ -169,17 +160,18 @@ class InteractionClassification(ActorReader):
         if actors > len(self.spatial_embedding):
             raise ValueError(
                 f"{actors} actors in a clip, but the WOO head has embeddings for {len(self.spatial_embedding)}: raise "
-                "model.num_queries, or data.proposals.threshold for fewer proposals"
+                "model.woo_queries, or data.proposals.threshold for fewer proposals"
             )
-        tokens = tokens.with_features(self.project(tokens.x))
-        bins = self.actor_bins(tokens.restore(self.mask_token), tokens.grid, boxes, sizes)
+        bins = self.roi(self.restore(tokens), tokens.grid, boxes, sizes)
         bins = bins.flatten(0, 1).unflatten(2, (tokens.grid[0], -1))  # (B, Q, S * S, T' * D) -> (B * Q, S * S, T', D)
         cells, slices = bins.mean(dim=2), bins.mean(dim=1)
         spatial = self.spatial_embedding[:actors].expand(batch, -1, -1)
         temporal = self.temporal_embedding[:actors].expand(batch, -1, -1)
+        if valid is not None:  # attention needs something to attend to, also in a clip without actors
+            valid = F.pad(valid[:, 1:], (1, 0), value=True)
         logits = []
         for number, stage in enumerate(self.stages):
-            spatial, temporal = stage(spatial, temporal, cells, slices, occupied)
+            spatial, temporal = stage(spatial, temporal, cells, slices, valid)
             if self.training or number == len(self.stages) - 1:
                 logits.append(stage.action_logits(torch.cat([spatial, temporal], dim=2)))  # type: ignore[operator]
         return slices.mean(dim=1).unflatten(0, (batch, actors)), torch.stack(logits)

@@ -5,29 +5,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evad.models.pruning import KeyframePruning
+from evad.models.pruning import KeyframePruning, most_important
+from evad.models.reducers.extra import with_extra
 from evad.models.tokens import Tokens, complement, take
 
 
 class FusingPruning(KeyframePruning):
-    """Keyframe-centric pruning whose dropped tokens go on as one token per stage, their mean weighted by importance.
+    """Keyframe-centric pruning that replaces the tokens dropped in a stage by one: their mean weighted by importance.
 
     The fused token attends with the others from then on, stands for no grid cell and is not counted by the keep rate.
     EViT weighs by the attention itself, so that its fused token is short; here the weights sum to one, so that it has
     the length of a token. As for the choice, no gradient flows through the weights.
     """
 
-    num_extra = 1
-
     def forward(self, tokens: Tokens, importance: Tensor) -> Tokens:
         """Survivors as in `TokenPruning`, and one token more unless none was dropped."""
-        index = self.choose(tokens, importance)
+        index = most_important(tokens, importance, self.keep_rate)
         survivors = tokens.select_context(index)
         first, total = tokens.num_protected, tokens.position.shape[1]
         gone = complement(index, total - first) + first
         if gone.shape[1] == 0:
             return survivors
-        return survivors.with_extra(weighted_mean(take(tokens.x, gone), importance.gather(1, gone)).unsqueeze(1))
+        return with_extra(survivors, weighted_mean(take(tokens.x, gone), importance.gather(1, gone)).unsqueeze(1))
 
 
 def weighted_mean(x: Tensor, weight: Tensor) -> Tensor:

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from evad.models.attention import attention
-from evad.models.pruning import ContextOrder, TokenPruning, num_kept
+from evad.models.pruning import TokenPruning, num_kept
+from evad.models.reducers.dropped import RememberingTokens, as_kind
 from evad.models.tokens import Tokens, complement, take
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True)
+class MergedTokens(RememberingTokens):
+    """Tokens that hold several cells each.
+
+    Attributes:
+        size: (B, N) how many cells were merged into each token, float32 or wider.
+    """
+
+    size: Tensor = None  # type: ignore[assignment]  # always given; only fields with defaults may follow those with
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention in which a token of s cells counts as s tokens: log s is added to its logits."""
+        return attention(query, key, value, self.size.log())
+
+    def select(self, index: Tensor) -> Self:
+        return replace(super().select(index), size=self.size.gather(1, index))
 
 
 class MergingPruning(TokenPruning):
@@ -19,51 +42,35 @@ class MergingPruning(TokenPruning):
     The tokens that may merge alternate between two sets, and the tokens of the first that are most similar to one of
     the second become part of it: a mean weighted by how many cells each holds. If more than half must go, the rest is
     matched again. A merged token stands at the place of the token it was merged into; the other places are free.
-    Attention counts a token as often as it holds cells (log size added to its logits), here and in all later blocks,
-    not in the decoder. If no context token is to be left, there is nothing to merge into, and all are dropped.
+    Attention counts a token as often as it holds cells, here and in all later blocks, not in the decoder. If no context
+    token is to be left, there is nothing to merge into, and all are dropped.
 
     Args:
         keep_rate: See `TokenPruning`.
-        context_order: `position` only: merging has no score to order by.
-
-    Raises:
-        ValueError: if `context_order` is another word.
     """
 
-    def use_order(self, context_order: ContextOrder) -> None:
-        """`position`, nothing else."""
-        if context_order != "position":
-            raise ValueError(f"context_order {context_order!r}: merged tokens have no score, use 'position'")
-        super().use_order(context_order)
+    ranks = False
+
+    def __init__(self, keep_rate: float) -> None:
+        super().__init__(keep_rate, score=None)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Attention output (B, heads, N + E, d), and keys averaged over heads (B, N + E, d)."""
-        return attention(query, key, value, tokens.attention_bias()), key.detach().mean(1)
+        """Attention output (B, heads, N, d), and keys averaged over heads (B, N, d)."""
+        return tokens.attend(query, key, value), key.detach().mean(1)
 
-    def forward(self, tokens: Tokens, importance: Tensor) -> Tokens:
-        """Merge N tokens by their keys (B, N + E, d), called `importance` as in `TokenPruning`."""
+    def forward(self, tokens: Tokens, keys: Tensor) -> Tokens:
+        """Merge N tokens by their keys (B, N, d), which `attend` returns in place of an importance."""
         first, total = tokens.num_protected, tokens.position.shape[1]
         kept = num_kept(self.keep_rate, total, first)
         if kept == 0:
             return tokens.select_context(tokens.position[:, :0])
-        keys = importance[:, first:total]
-        if tokens.size is None:
+        if not isinstance(tokens, MergedTokens):
             precise = torch.promote_types(tokens.x.dtype, torch.float32)
-            tokens = replace(tokens, size=torch.ones_like(tokens.position, dtype=precise))
+            tokens = as_kind(MergedTokens, tokens, size=torch.ones_like(tokens.position, dtype=precise))
+        keys = keys[:, first:]
         for count in rounds(total - first, kept):
             tokens, keys = merge_most_similar(tokens, keys, count)
         return tokens
-
-    def matching_macs(self, num_tokens: int, num_protected: int, head_dim: int) -> int:
-        """Similarity of every token of the first set to every token of the second, in every round."""
-        n, total = num_tokens - num_protected, 0
-        for count in rounds(n, num_kept(self.keep_rate, num_tokens, num_protected)):
-            total += (n - n // 2) * (n // 2) * head_dim
-            n -= count
-        return total
-
-    def extra_repr(self) -> str:
-        return f"keep_rate={self.keep_rate}"
 
 
 def rounds(num_tokens: int, kept: int) -> list[int]:
@@ -75,11 +82,11 @@ def rounds(num_tokens: int, kept: int) -> list[int]:
     return counts
 
 
-def merge_most_similar(tokens: Tokens, keys: Tensor, count: int) -> tuple[Tokens, Tensor]:
+def merge_most_similar(tokens: MergedTokens, keys: Tensor, count: int) -> tuple[MergedTokens, Tensor]:
     """One round: `count` tokens at even places join the most similar token at an odd place.
 
     Args:
-        tokens: With sizes. The n tokens behind the protected ones take part.
+        tokens: The n tokens behind the protected ones take part.
         keys: (B, n, d) what similarity (the cosine) is measured on.
         count: At most n // 2.
 
@@ -92,7 +99,6 @@ def merge_most_similar(tokens: Tokens, keys: Tensor, count: int) -> tuple[Tokens
     chosen = best.topk(count, dim=1).indices
     source, target = 2 * chosen, 2 * partner.gather(1, chosen) + 1
     left = complement(source, total - first)
-    assert tokens.size is not None
     size = tokens.size
     keys = join(keys, size[:, first:], source, target)
     x = join(tokens.x, size, source + first, target + first)

@@ -21,7 +21,7 @@ class PixelDifferenceSampling(Sampling):
         """Mean absolute difference per cube, as `pixel_differences`.
 
         Raises:
-            ValueError: under unified pruning, since nothing lies nearer to the keyframe than itself.
+            ValueError: if keyframe tokens may be dropped too: no slice is nearer to the keyframe than itself.
         """
         if tokens.num_protected == 0:
             raise ValueError(

@@ -12,7 +12,7 @@ from evad.models.tokens import Tokens
 
 
 def num_sampled(keep_rate: float, num_tokens: int, num_protected: int) -> int:
-    """How many of the tokens that may leave enter the encoder: ceil(rho * (N - N1)) context tokens.
+    """How many of the tokens that may be dropped enter the encoder: ceil(rho * (N - N1)) context tokens.
 
     The paper does not say what rho counts here. Its 158.9 GFLOPs (Table 1b, ViT-B, 224 pixels, rho = 0.7) are those
     of rho of the *context* tokens beside the whole keyframe: 158.5 by this rule. rho of all tokens, as in the pruning
@@ -31,19 +31,13 @@ class Sampling(nn.Module):
         ValueError: if `keep_rate` is not one number in (0, 1].
     """
 
-    num_extra = 0  # tokens without a grid cell that enter beside the others
-
     def __init__(self, keep_rate: float) -> None:
         super().__init__()
         check_rate(keep_rate)
         self.keep_rate = keep_rate
 
-    def num_tokens(self, num_tokens: int, num_protected: int) -> int:
-        """Tokens that enter the first block."""
-        return num_protected + num_sampled(self.keep_rate, num_tokens, num_protected)
-
     def priority(self, tokens: Tokens, clips: Tensor) -> Tensor:
-        """(B, n) of the n tokens that may leave: those of the highest values stay, the first of equal ones."""
+        """(B, n) priority of the n tokens that may be dropped: the highest stay, of equal ones the first."""
         raise NotImplementedError
 
     def forward(self, tokens: Tokens, clips: Tensor) -> Tokens:
@@ -59,12 +53,12 @@ class Sampling(nn.Module):
 class RandomSampling(Sampling):
     """A random choice of context tokens.
 
-    In training every clip draws anew, from torch's global generator as dropout does. In evaluation a generator of its
-    own seed gives every clip the same choice, so that results repeat and do not depend on the batch.
+    In training every clip gets its own choice, drawn from torch's global generator as for dropout. In evaluation all
+    clips share one, drawn from a fixed seed, so that results repeat and do not depend on the batch.
 
     Args:
         keep_rate: See `Sampling`.
-        seed: Of the choice in evaluation.
+        seed: For the choice in evaluation.
     """
 
     def __init__(self, keep_rate: float, seed: int = 0) -> None:
@@ -86,15 +80,15 @@ class RandomSampling(Sampling):
 def fixed_priority(count: int, seed: int) -> Tensor:
     """The same (count,) random numbers at every call: those of torch.rand after `manual_seed(seed)`.
 
-    They are drawn by numpy's Mersenne twister, the same one: an exported program would hold torch's generator and draw
-    on from it.
+    They are drawn by numpy's Mersenne twister, which is the same: an exported program would contain torch's generator
+    and continue drawing from it.
     """
     drawn = np.random.RandomState(seed).randint(0, 2**32, size=count, dtype=np.uint32)
     return torch.from_numpy((drawn & (2**24 - 1)).astype(np.float32) / 2**24)
 
 
 def check_rate(keep_rate: float) -> None:
-    """One share for the whole encoder.
+    """Require one share for the whole encoder.
 
     Raises:
         ValueError: if it is a list, or outside (0, 1].

@@ -11,7 +11,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from evad.models.pruning import ContextOrder
+from evad.models.encoder import ContextOrder
 from evad.models.weights.reading import WeightFile, read_weights
 
 # Where a position table that is not the fixed one lives in our model.

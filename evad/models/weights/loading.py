@@ -11,10 +11,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from evad.models.encoder import VideoTransformer
+from evad.models.encoder import ContextOrder
 from evad.models.evad import EVAD
 from evad.models.positions import GridPositions, resize_table, sine_cosine_table
-from evad.models.pruning import ContextOrder, TokenPruning
 from evad.models.weights.importers import TABLE, PretrainedWeights, read_pretrained
 
 # Below this share of matched encoder parameters the file is of another architecture.
@@ -144,20 +143,12 @@ def initialise(model: EVAD, weights: PretrainedWeights) -> Report:
         report.notes.append(_use_table(model.encoder.positions, table, weights.path))
     model.load_state_dict({name: state[name] for name in report.loaded}, strict=False)
     if weights.context_order is not None:
-        set_context_order(model.encoder, weights.context_order)
+        model.encoder.set_context_order(weights.context_order)
         report.context_order = weights.context_order
         report.notes.append(
             f"trained with kept tokens written back in {weights.context_order} order, as the model does now"
         )
     return report
-
-
-def set_context_order(encoder: VideoTransformer, order: ContextOrder) -> None:
-    """Write kept tokens back as `order` says, see `TokenPruning`."""
-    encoder.context_order = order
-    for module in encoder.modules():
-        if isinstance(module, TokenPruning):
-            module.use_order(order)
 
 
 def _encoder_names(model: EVAD) -> list[str]:
@@ -205,8 +196,8 @@ def _check_patch_embedding(model: EVAD, weights: PretrainedWeights) -> None:
     if theirs != ours:
         raise ValueError(
             f"{weights.path}: patch embedding of {' x '.join(map(str, theirs))} (tubelet x patch) instead of "
-            f"{' x '.join(map(str, ours))}: use weights with these cubes, or set model.net.encoder.tubelet and "
-            "model.patch"
+            f"{' x '.join(map(str, ours))}: use weights with these cubes, or set model.net.encoder.patch_embed.tubelet "
+            "and model.patch"
         )
 
 

@@ -1,0 +1,38 @@
+"""Tokens beside those of the grid, such as a class token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from evad.models.reducers.dropped import RememberingTokens, as_kind
+from evad.models.tokens import Tokens
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True)
+class ExtendedTokens(RememberingTokens):
+    """N tokens of the grid and E behind them that stand for no cell: `x` is (B, N + E, C), `position` (B, N).
+
+    They attend with the others and are never dropped; neither the restored volume nor the decoder sees them.
+    """
+
+    def select(self, index: Tensor) -> Self:
+        """The grid's tokens at `index` (B, n), then the extra ones."""
+        chosen = super().select(index)
+        return replace(chosen, x=torch.cat([chosen.x, self.extra], dim=1))
+
+    @property
+    def extra(self) -> Tensor:
+        """(B, E, C)."""
+        return self.x[:, self.position.shape[1] :]
+
+
+def with_extra(tokens: Tokens, extra: Tensor) -> ExtendedTokens:
+    """The same tokens and further ones without a grid cell (B, e, C), behind those there are."""
+    return as_kind(ExtendedTokens, tokens, x=torch.cat([tokens.x, extra], dim=1))
