@@ -37,13 +37,6 @@ def divide(numerator: int, denominator: int) -> int:
     return numerator // denominator
 
 
-def num_labels(root: str, labels: str | None, *tables: str | None) -> int:
-    """Classes of a data set, for `${num_labels:root,labels,table,...}` in YAML."""
-    from evad.data.annotations.keyframes import count_labels
-
-    return count_labels(root, labels, *tables)
-
-
 def is_sweep() -> bool:
     """Whether this is a job of `--multirun`."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
@@ -60,7 +53,6 @@ def run_name(name: str) -> str:
 
 
 OmegaConf.register_new_resolver("div", divide, replace=True)
-OmegaConf.register_new_resolver("num_labels", num_labels, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 OmegaConf.register_new_resolver("job_name", job_name, replace=True)

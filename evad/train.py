@@ -141,9 +141,8 @@ def check_annotations(datamodule: Any) -> None:
         ValueError: with every error found.
     """
     findings = quick_check(datamodule)
-    for finding in findings:
-        log.log(logging.WARNING if finding.severity == "warning" else logging.INFO, "%s", finding)
     require_sound(findings)
+    datamodule.report(findings)
 
 
 def initialise_from(cfg: DictConfig, module: EVADModule, run_dir: Path) -> None:
