@@ -17,6 +17,8 @@ from evad.data.clips.custom import CustomDataModule
 from evad.data.clips.sampling import ClipSampler
 from evad.data.video.errors import VideoError
 from evad.data.video.images import check_pattern, matching_frames
+from evad.data.video.readers import open_video
+from evad.data.video.sources import VideoFiles
 from evad.structures import Detections
 from evad.training.build import build_datamodule, build_module
 
@@ -306,6 +308,20 @@ def test_frame_pattern_that_matches_nothing_says_what_is_there(tmp_path):
     assert "(its folder has frame_001.png, frame_002.png, frame_003.png, ...)" in text
     with pytest.raises(ValueError, match=r"1 of 5 annotated videos \(e\) .*frames/e/frame_%d.png \(no such folder\)"):
         ready(tmp_path, frame_pattern="{video}/frame_%d.png")
+
+
+def test_validation_alone_opens_its_videos_alone(make, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        VideoFiles, "__call__", lambda self, video: opened.append(video) or open_video(self.paths[video])
+    )
+    data = module(make([[*row, "val" if row[0] in "bd" else "train"] for row in clean_rows()], [*HEADER, "split"]))
+    data.setup("validate")
+    assert sorted(opened) == ["b", "d"]
+    assert len(data.val_dataset) == 6
+    data.setup("fit")
+    assert sorted(opened) == VIDEOS
+    assert (len(data.train_dataset), len(data.val_dataset)) == (9, 6)
 
 
 def test_findings_are_reported_once(make, caplog):

@@ -165,7 +165,8 @@ def test_validation_keeps_the_order_of_the_keyframes(root):
 
 
 def test_workers_are_kept_and_batches_padded_as_asked(root):
-    data = ready(root, num_workers=1, pad_multiple=20)
+    data = ready(root, num_workers=1, pad_multiple=20, open_videos=3)
+    assert data.val_dataset._readers.size == 3
     loader = data.val_dataloader()
     assert loader.persistent_workers
     assert next(iter(loader)).clips.shape[3:] == (40, 40)

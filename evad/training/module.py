@@ -164,7 +164,7 @@ class EVADModule(L.LightningModule):
         values = {f"val/{name}": value.to(self.device) for name, value in scores.items()}
         if values["val/mAP"] == 0 and self.trainer.is_global_zero:
             steps = self.global_step if self.trainer.state.fn == TrainerFn.FITTING else None
-            found = self.trainer.datamodule.findings  # type: ignore[attr-defined]
+            found = getattr(self.trainer.datamodule, "findings", [])  # type: ignore[attr-defined]
             log.warning("%s", explain_zero_map(found, *self.metric.counts, steps=steps))  # type: ignore[misc]
         several = self.trainer.world_size > 1  # the metric has gathered already; this only satisfies the logger
         self.log_dict(values, sync_dist=several)

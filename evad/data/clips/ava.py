@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from torchmetrics import Metric
-
 from evad.data.annotations.ava import VALID_SECONDS, read_frame_lists, scan_ava
 from evad.data.annotations.findings import require_sound
 from evad.data.annotations.keyframes import SPLITS, Annotations, Split, make_keyframes
@@ -127,12 +125,6 @@ class AVADataModule(ActionDataModule):
         return self.proposals.attach(
             split, make_keyframes(annotations, split, None, self.class_ids), self.annotation_file
         )
-
-    def build_metric(self, protocol: str = "activitynet_2018") -> Metric:
-        """Frame-mAP at IoU 0.5 on the validation keyframes; see `evad.metrics.ava` for the protocols."""
-        from evad.metrics.frame_map import AVAFrameMAP
-
-        return AVAFrameMAP(self.val_dataset.keyframes, self.class_ids, evaluated=self.evaluated, protocol=protocol)
 
     def annotation_file(self, name: str) -> Path:
         """A file of `annotations/`, `{version}` filled in.

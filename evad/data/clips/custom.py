@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torchmetrics import Metric
-
 from evad.data.annotations.classes import derive_classes, find_class_ids, find_label_file
 from evad.data.annotations.findings import Finding, require_sound
 from evad.data.annotations.keyframes import (
@@ -130,12 +128,12 @@ class CustomDataModule(ActionDataModule):
         return found
 
     def setup(self, stage: str) -> None:
-        """Read annotations and labels, open every video once, and check that they fit together."""
-        if not self._keyframes:
-            self._read()
+        """Read annotations and labels, open every video of the stage once, and check that they fit together."""
+        if splits := [split for split in self.splits_of(stage) if split not in self._keyframes]:
+            self._read(splits)
         super().setup(stage)
 
-    def _read(self) -> None:
+    def _read(self, splits: Sequence[Split]) -> None:
         annotations = self.scanned or self.scan()
         findings = annotation_findings(annotations)
         require_sound(findings)
@@ -143,13 +141,14 @@ class CustomDataModule(ActionDataModule):
         self.class_ids = self.evaluated = list(annotations.classes)
         self.num_classes = len(self.class_ids)
         source = self.source("train")
-        videos = list(annotations.rows["video"].unique())
+        videos = list(annotations.rows.loc[annotations.rows["split"].isin(splits), "video"].unique())
         require_sound(missing_videos("annotated", videos, source))
         infos, unreadable = probe(source, videos)
         findings += unreadable + video_findings(annotations, infos)
         require_sound(findings)
         self.report(findings)
-        self._keyframes = {split: make_keyframes(annotations, split, infos, self.class_ids) for split in SPLITS}
+        for split in splits:
+            self._keyframes[split] = make_keyframes(annotations, split, infos, self.class_ids)
 
     def keyframes(self, split: Split) -> list[Keyframe]:
         """Keyframes of a split."""
@@ -163,9 +162,3 @@ class CustomDataModule(ActionDataModule):
         if frames.is_dir():
             return FrameFolders(frames, self.frames_per_second, pattern=self.frame_pattern)
         raise FileNotFoundError(f"{self.root}: neither videos/ nor frames/ in this folder; check data.root")
-
-    def build_metric(self, protocol: str = "activitynet_2018") -> Metric:
-        """Frame-mAP at IoU 0.5 on the validation keyframes; see `evad.metrics.ava` for the protocols."""
-        from evad.metrics.frame_map import AVAFrameMAP
-
-        return AVAFrameMAP(self.val_dataset.keyframes, self.class_ids, evaluated=self.evaluated, protocol=protocol)

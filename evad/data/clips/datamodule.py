@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
@@ -20,6 +20,7 @@ from evad.data.clips.dataset import ActionDataset
 from evad.data.clips.sampling import ClipSampler
 from evad.data.clips.transforms import VideoTransform
 from evad.data.video.sources import ReaderSource
+from evad.metrics.frame_map import AVAFrameMAP
 from evad.structures import Batch, Clip, Keyframe
 
 logger = logging.getLogger(__name__)
@@ -134,9 +135,9 @@ class ActionDataModule(LightningDataModule, ABC):
     def source(self, split: Split) -> ReaderSource:
         """Where the pixels of a split are."""
 
-    @abstractmethod
-    def build_metric(self, protocol: str) -> Metric:
-        """The data set's evaluation on its validation keyframes."""
+    def build_metric(self, protocol: Any = "activitynet_2018") -> Metric:
+        """Frame-mAP at IoU 0.5 on the validation keyframes; see `evad.metrics.ava` for the protocols."""
+        return AVAFrameMAP(self.val_dataset.keyframes, self.class_ids, evaluated=self.evaluated, protocol=protocol)
 
     @property
     def train_dataset(self) -> ActionDataset:
@@ -153,9 +154,14 @@ class ActionDataModule(LightningDataModule, ABC):
             raise RuntimeError(f"the {split} set is not there yet; call setup('fit') or setup('validate') first")
         return self._datasets[split]
 
+    @staticmethod
+    def splits_of(stage: str) -> tuple[Split, ...]:
+        """Splits that a stage of the Trainer needs."""
+        return SPLITS if stage == "fit" else ("val",)
+
     def setup(self, stage: str) -> None:
-        """Read annotations and check that every video is there; `fit` needs both sets, everything else validation."""
-        for split in SPLITS if stage == "fit" else ("val",):
+        """Read annotations and check that every video is there."""
+        for split in self.splits_of(stage):
             if split in self._datasets:
                 continue
             keyframes, source = self.keyframes(split), self.source(split)

@@ -37,8 +37,8 @@ SECOND = FIRST_SECOND + KEYFRAME // FPS
 SPLITS = {"train": 0, "val": 1}
 ACTION_IDS = {name: number for number, name in enumerate(CLASSES, start=1)}
 
-# Low compression keeps thin limbs sharp, no B frames and a single keyframe make reading 16 frames quick; one encoder
-# thread, as the result depends on their number.
+# Low compression keeps thin limbs sharp; no B frames and a single keyframe make reading 16 frames fast; one encoder
+# thread, because the result depends on the number of threads.
 ENCODER_OPTIONS = {"crf": "14", "preset": "veryfast", "bf": "0", "g": str(NUM_FRAMES), "threads": "1"}
 
 

@@ -28,20 +28,20 @@ from evad.data.mini.store import ensure_generated, run_jobs
 VERSION = 1  # raise it when the same parameters give other files: it is part of the folder's name
 TUBE_CLASSES = (*POSES, *GESTURES)  # class numbers 0 to 6
 SHORTEST_TUBE = 16  # frames; the usual linking drops tubes of fewer than 15
-RANDOM_STREAM = 2  # apart from the streams of the AVA layout's splits, 0 and 1
+RANDOM_STREAM = 2  # 0 and 1 are the streams of the AVA layout's splits
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What distinguishes the two data sets on disk.
+    """Differences between the two data sets on disk.
 
     Attributes:
         frames: Folder of the frame images.
         suffix: Of the frame images; `.jpg` is lossy, `.png` is not.
         pickle: Name of the annotation file.
-        num_splits: 1 or 3; a third of the videos is for testing in a split, another third in each.
+        num_splits: 1 or 3; each split tests on another third of the videos.
         most_actors: 1, or 2 for one or two per video.
-        partial: Whether half of the tubes cover a part of the video only.
+        partial: Whether half of the tubes cover only a part of the video.
         lengths: Fewest and most frames of a video.
     """
 
@@ -183,7 +183,7 @@ def _annotations(videos: list[TubeVideo], num_splits: int) -> dict[str, Any]:
         "test_videos": [[v.name for v, turn in zip(videos, turns) if turn == split] for split in range(num_splits)],
         "nframes": {v.name: v.num_frames for v in videos},
         "resolution": {v.name: (IMAGE_SIZE, IMAGE_SIZE) for v in videos},
-        # Converted here: arrays that came from several processes would share no dtype object and pickle to other bytes.
+        # Converted here: arrays from several processes do not share a dtype object and would pickle to other bytes.
         "gttubes": {v.name: {v.action: [tube.astype(np.float32) for tube in v.tubes]} for v in videos},
     }
 

@@ -1,4 +1,4 @@
-"""What readers of videos have in common."""
+"""The interface of video readers, and their errors."""
 
 from __future__ import annotations
 

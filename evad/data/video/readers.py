@@ -1,7 +1,7 @@
 """Frames of a video file by exact index, by PyAV or decord.
 
-Readers hold open files and native decoders, so they are never pickled: what travels to DataLoader workers is the
-small description of where the pixels are (`VideoFiles`, `FrameFolders`), and each process opens its own readers.
+Readers hold open files and native decoders, so they are never pickled: DataLoader workers get the small description of
+where the pixels are (`VideoFiles`, `FrameFolders`), and each process opens its own readers.
 """
 
 from __future__ import annotations
