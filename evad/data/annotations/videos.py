@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -37,8 +36,8 @@ def probe(open_reader: OpenReader, videos: Sequence[str]) -> tuple[dict[str, Vid
         except READ_ERRORS as error:
             return f"video {video}: {error}"
 
-    with ThreadPoolExecutor() as pool:
-        answers = list(track(pool.map(look, videos), "Opening videos", len(videos), disable=len(videos) < _MANY))
+    # One after another: threads that scan files with PyAV wait for each other longer than they work.
+    answers = [look(video) for video in track(videos, "Opening videos", disable=len(videos) < _MANY)]
     infos = {video: answer for video, answer in zip(videos, answers) if isinstance(answer, VideoInfo)}
     return infos, undecodable([answer for answer in answers if isinstance(answer, str)])
 

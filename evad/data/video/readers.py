@@ -130,19 +130,23 @@ def _timeline(path: str, mtime_ns: int, size: int) -> _Timeline:
     Forked workers inherit what their parent scanned.
     """
     with av.open(path) as container:
-        packets = [packet for packet in container.demux(video=0) if packet.size]
-        times = [(p.pts, p.pts if p.dts is None else p.dts) for p in packets if p.pts is not None]
-        # AVI stores no presentation times; what the demuxer makes up is wrong as soon as frames are reordered.
-        invented = "avi" in container.format.name and any(pts != dts for pts, dts in times)
-    usable = len({pts for pts, _ in times}) == len(packets) and any(packet.is_keyframe for packet in packets)
+        # Numbers alone: 27 000 packets in memory would be heavy, and asking each twice slow.
+        packets = [(p.pts, p.dts, p.is_keyframe, p.is_discard) for p in container.demux(video=0) if p.size]
+        is_avi = "avi" in container.format.name
+    timed = [(pts, pts if dts is None else dts, *flags) for pts, dts, *flags in packets if pts is not None]
+    pts, dts, is_key, is_hidden = np.array(timed, dtype=np.int64).reshape(-1, 4).T
+    # AVI stores no presentation times; what the demuxer makes up is wrong as soon as frames are reordered.
+    invented = is_avi and (pts != dts).any()
+    usable = len(np.unique(pts)) == len(packets) and is_key.any()
     if invented or not usable:
         with av.open(path) as container:
             count = sum(1 for _ in container.decode(video=0))
         return _Timeline(count, None, np.zeros(1, np.int64), np.zeros((1, 2), np.int64))
+    order = np.argsort(pts)
     # Packets that an edit list hides are decoded, because others refer to them, but never shown.
-    pts = np.array(sorted(pts for (pts, _), p in zip(times, packets) if not p.is_discard), dtype=np.int64)
-    seek = np.array(sorted(time for time, p in zip(times, packets) if p.is_keyframe), dtype=np.int64).reshape(-1, 2)
-    return _Timeline(len(pts), pts, np.searchsorted(pts, seek[:, 0]), seek)
+    shown = pts[order][is_hidden[order] == 0]
+    seek = np.stack([pts, dts], axis=1)[order][is_key[order] == 1]
+    return _Timeline(len(shown), shown, np.searchsorted(shown, seek[:, 0]), seek)
 
 
 class PyAVReader:
