@@ -1,5 +1,6 @@
 import csv
 import json
+import runpy
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -287,7 +288,7 @@ def test_preview_is_one_line_per_clip(root, tmp_path):
 def test_command_line_generates_and_counts(tmp_path, monkeypatch, capsys):
     arguments = [str(tmp_path / "data"), "--train-clips", "2", "--val-clips", "1", "--seed", "3", "--workers", "1"]
     monkeypatch.setattr(sys, "argv", ["mini", *arguments, "--preview", str(tmp_path / "sheet.png")])
-    mini.main()
+    runpy.run_module("evad.data.mini", run_name="__main__")
     rows = read_rows(mini.mini_folder(tmp_path / "data", 2, 1, 3) / "annotations" / "train.csv")
     counts = {name: sum(row.action == number for row in rows) for name, number in ACTION_IDS.items()}
     assert f"train {counts}" in capsys.readouterr().out

@@ -14,6 +14,7 @@ from evad.data.annotations.keyframes import Clock, VideoInfo
 from evad.data.annotations.videos import READ_ERRORS, OpenReader, video_info
 from evad.data.clips.sampling import ClipSampler
 from evad.data.video.errors import VideoReader
+from evad.metrics.frame_ap import box_iou
 from evad.structures import Keyframe
 
 _CHUNK = 64  # frames read at once
@@ -136,13 +137,13 @@ def picture_contrasts(frames: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     down, right = np.gradient(grey[len(grey) // 2])
     edges = np.abs(down) + np.abs(right)
     inside = ((boxes >= -0.1) & (boxes <= 1.1)).all(axis=1) & (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
-    kept = [box for box in boxes[inside] if _iou(box, box[[1, 0, 3, 2]]) <= 0.5]
+    inside &= box_iou(boxes, boxes[:, [1, 0, 3, 2]]) <= 0.5
     ratios = [
         [
             np.log((_mean_inside(picture, box) + 0.5) / (_mean_inside(picture, box[[1, 0, 3, 2]]) + 0.5))
             for picture in (edges, motion)
         ]
-        for box in kept
+        for box in boxes[inside]
     ]
     return np.array(ratios).reshape(-1, 2)
 
@@ -153,12 +154,6 @@ def _mean_inside(picture: np.ndarray, box: np.ndarray) -> float:
     y1, y2 = np.clip(box[[1, 3]] * height, 0, height)
     left, top = min(int(x1), width - 1), min(int(y1), height - 1)
     return float(picture[top : max(round(y2), top + 1), left : max(round(x2), left + 1)].mean())
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-    overlap = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None).prod()
-    union = (a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - overlap
-    return float(overlap / union) if union > 0 else 1.0
 
 
 def swapped_finding(reports: Sequence[VideoReport]) -> list[Finding]:

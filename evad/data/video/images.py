@@ -138,11 +138,11 @@ def matching_frames(root: str, pattern: str, video: str) -> Sequence[str]:
 
 
 def unmatched(root: str, pattern: str, video: str) -> str:
-    """Why a pattern finds no frames of a video: where it was looked for, and what is there."""
+    """Where the frames of a video were looked for, and what is there instead."""
     wanted = f"{root}/{pattern.replace('{video}', video)}"
     there = sorted(_names(wanted.rpartition("/")[0]))
     found = f"its folder has {', '.join(there[:3])}{', ...' if len(there) > 3 else ''}" if there else "no such folder"
-    return f"nothing matches data.frame_pattern {pattern!r}: {wanted} ({found})"
+    return f"{root}: nothing matches data.frame_pattern {pattern!r}, that is {wanted} ({found})"
 
 
 def _names(folder: str) -> list[str]:

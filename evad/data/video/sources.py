@@ -111,7 +111,7 @@ class FrameFolders:
             return list_frames(str(self.root / video))
         if frames := matching_frames(str(self.root), self.pattern, video):
             return frames
-        raise FileNotFoundError(f"video {video}: {self.where(video)}")
+        raise FileNotFoundError(f"video {video!r} is not in {self.where(video)}")
 
     def missing(self, videos: Sequence[str]) -> list[str]:
         """Those of `videos` that have no folder, are in no frame list or match no pattern."""
