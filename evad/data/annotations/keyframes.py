@@ -1,4 +1,4 @@
-"""All annotations of a data set, good lines and bad: their clock and splits, and the keyframes they make."""
+"""All annotations of a data set, correct or not, with their clock and splits, and the keyframes made of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video says about itself.
+    """Length, rate and size of a video.
 
     Attributes:
         num_frames: Number of frames.
@@ -171,8 +171,7 @@ def make_keyframes(
     Args:
         annotations: Their rows must be sound.
         split: train or val.
-        infos: What the videos of the split say about themselves; None will do for boxes in fractions and times in
-            seconds.
+        infos: Length, rate and size of the videos of the split; may be None if boxes are fractions and times seconds.
         class_columns: Class id of each column of `Keyframe.labels`.
     """
     rows = annotations.of(split)

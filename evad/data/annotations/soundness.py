@@ -97,7 +97,7 @@ def _box_scale(annotations: Annotations) -> list[Finding]:
 
 
 def outside_frame(people: pd.DataFrame, fractions: np.ndarray, annotations: Annotations) -> list[Finding]:
-    """Boxes wholly or partly outside the frame.
+    """Boxes completely or partly outside the frame.
 
     Args:
         people: Rows with boxes.

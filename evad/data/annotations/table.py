@@ -1,4 +1,4 @@
-"""Annotation tables in the dialects people bring: every line is read, and every bad one is kept and named.
+"""Annotation tables in many dialects: every line is read, and bad ones are kept and reported.
 
 Strict readers read the same way and then call `evad.data.annotations.findings.require_sound`, which raises if a line
 is wrong. Two layouts are told apart by their first line:
@@ -139,7 +139,7 @@ def _is_ava(first: Sequence[str]) -> bool:
 
 
 def _columns(path: Path, header: Sequence[str]) -> tuple[dict[str, int], str]:
-    """Place of each known column, and words about those that are called otherwise or not read."""
+    """Place of each known column, and a text about those with another name and those not read."""
     columns: dict[str, int] = {}
     renamed, unread = [], []
     for place, spelt in enumerate(header):

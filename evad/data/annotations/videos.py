@@ -69,7 +69,7 @@ def missing_videos(split: str, videos: Sequence[str], source: ReaderSource) -> l
 
 
 def video_info(reader: VideoReader) -> VideoInfo:
-    """What a video says about itself."""
+    """Length, rate and size of an open video."""
     return VideoInfo(reader.num_frames, reader.fps, reader.height, reader.width, reader.times)
 
 

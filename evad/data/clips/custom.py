@@ -151,7 +151,6 @@ class CustomDataModule(ActionDataModule):
             self._keyframes[split] = make_keyframes(annotations, split, infos, self.class_ids)
 
     def keyframes(self, split: Split) -> list[Keyframe]:
-        """Keyframes of a split."""
         return self._keyframes[split]
 
     def source(self, split: Split) -> ReaderSource:

@@ -30,7 +30,7 @@ _PAPER_VALIDATION = VideoTransform(short_side=288)
 
 
 class Loading(TypedDict, total=False):
-    """Arguments that every data module takes by keyword and hands on, see `ActionDataModule`."""
+    """Arguments that every data module takes by keyword and passes on, see `ActionDataModule`."""
 
     train_transform: VideoTransform
     val_transform: VideoTransform
@@ -178,7 +178,7 @@ class ActionDataModule(LightningDataModule, ABC):
 
     @rank_zero_only
     def report(self, findings: Sequence[Finding]) -> None:
-        """Log findings, each only once however often it is reported, and keep them."""
+        """Log findings and keep them; a finding that was reported before is not logged again."""
         for finding in findings:
             if finding not in self.findings:
                 logger.log(logging.INFO if finding.severity == "info" else logging.WARNING, "%s", finding)

@@ -55,7 +55,6 @@ class ActionDataset(Dataset[Clip]):
         return len(self.keyframes)
 
     def __getitem__(self, index: int) -> Clip:
-        """Clip of keyframe `index`."""
         keyframe = self.keyframes[index]
         reader = self._readers(keyframe.video)
         frames = reader.read(self.sampler(keyframe, reader))

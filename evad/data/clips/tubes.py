@@ -151,7 +151,6 @@ class TubeDataModule(ActionDataModule):
         )
 
     def keyframes(self, split: Split) -> list[Keyframe]:
-        """Keyframes of a split."""
         subset: Literal["train", "test"] = "train" if split == "train" else "test"
         every_frame = split == "val" and self.val_every_frame
         found = tube_keyframes(self.annotations, self.split, subset, every_frame)

@@ -47,7 +47,7 @@ class Actor:
 
 @dataclass(frozen=True)
 class Scene:
-    """All there is to draw in one clip.
+    """Content of one clip.
 
     Attributes:
         background: (height + 2 * BACKGROUND_MARGIN, width + 2 * BACKGROUND_MARGIN, 3) float32 RGB in [0, 1].

@@ -57,7 +57,7 @@ def ensure_generated(folder: Path, parameters: dict[str, Any], generate: Callabl
 
 
 def read_stamp(folder: Path) -> Any:
-    """Parameters of a generated data set; None if the folder does not tell."""
+    """Parameters of a generated data set; None if the folder has no readable `mini.json`."""
     try:
         return json.loads((folder / STAMP).read_text())
     except (OSError, json.JSONDecodeError):
