@@ -120,26 +120,23 @@ def _read_checked(path: Path, layout: Layout) -> pd.DataFrame:
     if layout.header and first != names:
         raise ValueError(f"{path}, line 1: the header is {','.join(first)!r}, expected {','.join(names)!r}")
     rows = slice(int(layout.header), None)
-    widths = text.widths[rows]
+    lines, widths = text.lines[rows], text.widths[rows]
     allowed = sorted({len(names) - len(layout.short_row), len(names), len(names) + (layout.ignored is not None)})
-    faults = [  # row, column, what is wrong
-        (int(row), -1, f"{widths[row]} columns, expected {' or '.join(map(str, allowed))} "
-         f"({', '.join([*names, layout.ignored] if layout.ignored else names)})")
-        for row in np.flatnonzero(~np.isin(widths, allowed))[:1]
-    ]  # fmt: skip
+    faults: list[tuple[int, int, str]] = []  # row, column, what is wrong: the smallest is the first in the file
+    for row in np.flatnonzero(~np.isin(widths, allowed))[:1]:
+        columns = ", ".join([*names, layout.ignored] if layout.ignored else names)
+        faults.append((row, -1, f"{widths[row]} columns, expected {' or '.join(map(str, allowed))} ({columns})"))
     table = {}
     for place, name in enumerate(names):
         texts, codes = text.column(place)
+        codes, there = codes[rows], widths > place
         values, problems = _values(name, texts, layout)
-        there = widths > place
-        faulty = np.array([problem != "" for problem in problems], dtype=bool)[codes[rows]] & there
-        faults += [(int(row), place, problems[codes[rows][row]]) for row in np.flatnonzero(faulty)[:1]]
-        column = np.array(values, dtype=object)[codes[rows]]
-        column[~there] = layout.short_row.get(name)
-        table[name] = pd.Series(column, dtype=object)
+        is_fault = np.array([problem != "" for problem in problems], dtype=bool)
+        faults += [(row, place, problems[codes[row]]) for row in np.flatnonzero(is_fault[codes] & there)[:1]]
+        table[name] = np.where(there, np.array(values, dtype=object)[codes], layout.short_row.get(name))
     if faults:
         row, _, problem = min(faults)
-        raise ValueError(f"{path}, line {text.lines[rows][row]}: {problem}")
+        raise ValueError(f"{path}, line {lines[row]}: {problem}")
     return pd.DataFrame(table).astype({name: _PANDAS[kind] for name, kind in layout.columns.items()})
 
 
