@@ -11,8 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 import evad
-from evad.runs.build import build_criterion, build_model, effective_keep_rate, pruning_name  # noqa: F401
-from evad.runs.config import divide  # noqa: F401
+import evad.runs.config
 from evad.runs.names import job_name
 
 
@@ -23,13 +22,6 @@ def conf_dir() -> Path:
         if (folder / "train.yaml").is_file():
             return folder
     raise FileNotFoundError(f"no configuration beside {package}: reinstall evad, its conf/ folder is missing")
-
-
-def num_labels(root: str, labels: str | None, *tables: str | None) -> int:
-    """Classes of a data set, for `${num_labels:root,labels,table,...}` in YAML."""
-    from evad.data.annotations.keyframes import count_labels
-
-    return count_labels(root, labels, *tables)
 
 
 def is_sweep() -> bool:
@@ -47,7 +39,6 @@ def run_name(name: str) -> str:
     return Path(HydraConfig.get().runtime.output_dir).name if is_sweep() else name
 
 
-OmegaConf.register_new_resolver("num_labels", num_labels, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 OmegaConf.register_new_resolver("job_name", job_name, replace=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,13 @@ from evad.models.weights.loading import load_pretrained
 from evad.runs.build import pruning_name
 from evad.runs.checkpoints import run_of_checkpoint
 from evad.runs.config import read_config
-from evad.runs.files import CONFIG, metric_files, read_record
+from evad.runs.files import CONFIG, read_record
 from evad.runs.folders import read_metrics
 from evad.runs.names import config_digest, is_without_effect, split_override
 from evad.runs.record import recorded, save_config
 from evad.sweeps.jobs import job_of_further_rank, sweep_job
 from evad.training.build import absolute_paths, build_datamodule, build_module, build_trainer
-from evad.training.callbacks import ClassNames
+from evad.training.callbacks import ClassNames, finish_wandb
 from evad.training.module import EVADModule
 
 log = logging.getLogger(__name__)
@@ -141,9 +140,8 @@ def check_annotations(datamodule: Any) -> None:
         ValueError: with every error found.
     """
     findings = quick_check(datamodule)
-    for finding in findings:
-        log.log(logging.WARNING if finding.severity == "warning" else logging.INFO, "%s", finding)
     require_sound(findings)
+    datamodule.report(findings)
 
 
 def initialise_from(cfg: DictConfig, module: EVADModule, run_dir: Path) -> None:
@@ -171,20 +169,10 @@ def warn_of_other_order(cfg: DictConfig) -> None:
         )
 
 
-def finish_wandb() -> None:
-    """Close the W&B run, so that the next job of a sweep gets its own, also after a failure."""
-    wandb: Any = sys.modules.get("wandb")  # there if a logger uses it
-    if wandb is not None and wandb.run is not None:
-        wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
-
-
 @rank_zero_only
 def draw_learning_curve(run_dir: Path) -> None:
-    """Write learning_curve.png from the run's metrics, where it logged any validation."""
-    if metric_files(run_dir):
-        metrics = read_metrics(run_dir)
-        if "val/mAP" in metrics:
-            plot_learning_curve(metrics, run_dir / "learning_curve.png")
+    """Write learning_curve.png from the run's metrics, if it logged any."""
+    plot_learning_curve(read_metrics(run_dir), run_dir / "learning_curve.png")
 
 
 def flat_parameters(cfg: DictConfig) -> dict[str, object]:

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evad.config import build_model, load_config
+from evad.config import load_config
 from evad.data.clips.collate import PaddingCollate
 from evad.models.criterion import SetCriterion
 from evad.models.weights.importers import rename_released_evad
+from evad.runs.build import build_model
 from evad.structures import Clip, EVADOutput, Target
 
 # The reference program's configuration keys -> ours.

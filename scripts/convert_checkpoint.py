@@ -21,11 +21,14 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
-from evad.config import build_model, conf_dir, load_config
+from evad.config import conf_dir, load_config
 from evad.models.weights.importers import LAYOUT_KEY, ORDER_KEY, OUR_RUN, TABLE, PretrainedWeights, read_pretrained
 from evad.models.weights.loading import Report, initialise
+from evad.runs.build import build_model
 from evad.runs.checkpoints import run_of_checkpoint
+from evad.runs.config import read_config
 from evad.runs.files import CLASSES, CONFIG
+from evad.training.build import absolute_paths
 
 # Model choice of conf/model -> the experiment whose configuration goes with it.
 EXPERIMENTS = {"vitb": "ava_vitb", "vitl": "ava_vitl", "mini": "mini"}
@@ -74,7 +77,7 @@ def inferred_overrides(weights: PretrainedWeights) -> list[str]:
 def config_of(source: Path, weights: PretrainedWeights, overrides: list[str]) -> DictConfig:
     """The run's own configuration for a checkpoint of ours, else the experiment the weights belong to."""
     if weights.layout == OUR_RUN:
-        saved = OmegaConf.load(run_of_checkpoint(source) / CONFIG)
+        saved = read_config(run_of_checkpoint(source))
         return OmegaConf.merge(saved, OmegaConf.from_dotlist(overrides))  # type: ignore[return-value]
     chosen = any(override.startswith("experiment=") for override in overrides)
     experiment = [] if chosen else [f"experiment={EXPERIMENTS[model_choice(weights)]}"]
@@ -107,6 +110,7 @@ def convert(source: Path, target: Path, overrides: list[str]) -> tuple[Report, D
         metadata[ORDER_KEY] = model.encoder.context_order
     target.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: state[name].contiguous() for name in names}, target, metadata)
+    absolute_paths(cfg)
     OmegaConf.save(cfg, target.parent / CONFIG)
     if weights.layout == OUR_RUN and (classes := run_of_checkpoint(source) / CLASSES).is_file():
         shutil.copy(classes, target.parent)

@@ -13,6 +13,10 @@ import sys
 import time
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
+from evad.data.mini.ava import mini_folder
+
 
 def run(*arguments: str) -> None:
     print("$ python -m", *arguments, flush=True)
@@ -27,9 +31,9 @@ def main() -> None:
     checkpoint = f"ckpt_path={out}/checkpoints/best.ckpt"
     run("evad.eval", checkpoint, f"hydra.run.dir={out}/eval/clip")
     run("evad.eval", checkpoint, "data.sampler.frame_stride=0", f"hydra.run.dir={out}/eval/keyframe_only")
-    config = (out / "config.resolved.yaml").read_text()
-    root = next(line.split(":", 1)[1].strip() for line in config.splitlines() if line.startswith("  root:"))
-    run("evad.predict", checkpoint, f"video={root}/videos/val_00000.mp4")
+    data = OmegaConf.load(out / "config.resolved.yaml").data
+    folder = mini_folder(data.root, data.train_clips, data.val_clips, data.generator_seed)
+    run("evad.predict", checkpoint, f"video={folder}/videos/val_00000.mp4")
 
     clip = json.loads((out / "eval/clip/metrics.json").read_text())
     control = json.loads((out / "eval/keyframe_only/metrics.json").read_text())

@@ -17,8 +17,9 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
-from evad.config import build_model, load_config
+from evad.config import load_config
 from evad.models.evad import EVAD
+from evad.runs.build import build_model
 from evad.structures import Batch, Target
 
 torch.set_num_threads(1)  # on tensors this small, threads wait for each other longer than they compute

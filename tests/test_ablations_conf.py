@@ -12,7 +12,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from evad.config import build_model, conf_dir, load_config
+from evad.config import conf_dir, load_config
+from evad.runs.build import build_model
 from evad.runs.names import job_name
 
 FILES = sorted((conf_dir() / "ablation").glob("*.yaml"))

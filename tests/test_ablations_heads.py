@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from hydra.errors import InstantiationException
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from evad.config import build_model, load_config
+from evad.config import load_config
 from evad.metrics.cost import executed_macs, paper_macs
 from evad.models.criterion import SetCriterion
 from evad.models.heads.woo import InteractionClassification
 from evad.models.tokens import Tokens
+from evad.runs.build import build_model
 from evad.train import flat_parameters
 from evad.training.optim import parameter_groups
 
@@ -227,7 +227,7 @@ def test_more_actors_than_embeddings_are_an_error(tiny_model):
 
 
 def test_woo_without_stages_is_an_error(tiny_model):
-    with pytest.raises(InstantiationException, match="woo_depth 0 leaves no stage to classify with"):
+    with pytest.raises(ValueError, match="woo_depth 0 leaves no stage to classify with"):
         tiny_model(head("woo"), "model.woo_depth=0")
 
 

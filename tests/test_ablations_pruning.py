@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from hydra.errors import InstantiationException
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from evad.benchmark import count
-from evad.config import build_model, conf_dir, effective_keep_rate, load_config, pruning_name
+from evad.config import conf_dir, load_config
 from evad.metrics.cost import executed_macs, paper_macs, token_counts
 from evad.models.criterion import SetCriterion
+from evad.runs.build import build_model, effective_keep_rate, pruning_name
 
 KEYFRAME = list(range(48, 72))  # of 4 x 4 x 6 tokens, the third slice
 PRUNE_BLOCKS = (1, 3, 4)  # of the tiny detector, from 0; its keep_rate is 0.8
@@ -110,7 +110,7 @@ def test_listed_tokens_are_those_that_come_out(tiny_model, tiny_batch, choice):
 
 def test_benchmark_counts_every_choice(tiny_config, choice):
     options, _, kept = choice
-    row = count(tiny_config(*options), 48, "training")
+    row = count(tiny_config(*options, command="benchmark"), 48, "training")
     assert row["gmacs"] > 0
     assert len(row["tokens"]) == 1 + len(kept)
     assert row["keep_rate"] == (1 if "model/pruning=none" in options else 0.8)
@@ -314,13 +314,13 @@ def test_score_order_moves_tokens_but_keeps_the_same(tiny_model, tiny_batch, pru
 
 
 def test_merging_has_no_score_order(tiny_model):
-    with pytest.raises(InstantiationException, match="tokens of MergingPruning have no score"):
+    with pytest.raises(ValueError, match="tokens of MergingPruning have no score"):
         tiny_model("model/pruning=tome_merging", "model.context_order=score")
 
 
 @pytest.mark.parametrize("key", ["keyframe", "decoder_input"])
 def test_misspelt_choice_is_an_error_naming_it(tiny_model, key):
-    with pytest.raises(InstantiationException, match=f"{key} 'some' is neither"):
+    with pytest.raises(ValueError, match=f"{key} 'some' is neither"):
         tiny_model(f"model.{key}=some")
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from evad import benchmark
-from evad.config import build_model, load_config
+from evad.config import load_config
+from evad.runs.build import build_model
 
 
 def into(folder, monkeypatch):

@@ -7,9 +7,9 @@ from functools import partial
 
 import numpy as np
 import pytest
+from own_data import FPS, HEADER, HEIGHT, VIDEOS, WIDTH, clean_rows, module, write_csv, write_set, write_videos
 from PIL import Image
 from rich.console import Console
-from test_custom_data import FPS, HEADER, HEIGHT, VIDEOS, WIDTH, clean_rows, module, write_csv, write_set, write_videos
 
 from evad.data.annotations.findings import Finding, errors, require_sound
 from evad.data.annotations.keyframes import VideoInfo
@@ -20,6 +20,7 @@ from evad.data.check.full import full_check
 from evad.data.check.quick import explain_zero_map, quick_check
 from evad.data.check.report import draw_sheet, print_report
 from evad.data.clips.sampling import ClipSampler
+from evad.data.mini.ava import mini_folder
 from evad.data.mini.datamodules import MiniDataModule
 
 
@@ -157,7 +158,7 @@ def test_missing_and_undecodable_videos(make):
     (root / "videos" / "c.mp4").write_bytes(b"no video" * 100)
     report = check(root)
     assert kinds(report.findings) == {"video-missing", "video-undecodable"}
-    assert the(report.findings, "video-missing").examples == ("b",)
+    assert "1 of 4 train videos (b) are not in" in the(report.findings, "video-missing").message
     assert "video c: " in the(report.findings, "video-undecodable").examples[0]
 
 
@@ -230,32 +231,39 @@ def test_explanation_of_a_zero_map_names_what_applies(make):
     rows = [[*row[:6], {"walk": 0, "jump": 1}[row[6]], row[7]] for row in clean_rows()]
     root = make(rows)
     (root / "labels.txt").write_text("walk\njump\nswim\n")
-    text = explain_zero_map(module(root), steps=12)
-    assert "applies: labels are no classes, or count from 0 instead of 1: " in text
-    assert "applies: classes have no training examples: 2 of 3 classes" in text
+    text = explain_zero_map(quick_check(module(root)), 40, 7, steps=12)
+    assert "what was found: 7 persons, but none with the right action; do the action ids count from 1" in text
+    assert "applies: labels that are not classes, or that count from 0 instead of 1: " in text
+    assert "applies: classes without training examples: 2 of 3 classes" in text
     assert "may apply: 12 optimizer steps are few" in text
-    assert "no sign: boxes are pixels instead of fractions" in text
-    clean = explain_zero_map(module(make(), labels=None), steps=5000)
-    assert "applies: classes have no training examples: 1 of 3 classes" in clean
+    assert "no sign of: boxes in pixels instead of fractions" in text
+    clean = explain_zero_map(quick_check(module(make(), labels=None)), 40, 0, steps=5000)
+    assert "no detected box overlaps an annotated person enough; are the annotated boxes x before y" in clean
+    assert "applies: classes without training examples: 1 of 3 classes" in clean
     assert "few" not in clean
+    assert "no detections; is the person-score threshold above every score" in explain_zero_map([], 0, 0)
 
 
 def test_ava_layout_is_checked_too(tmp_path):
-    data = MiniDataModule(tmp_path, ClipSampler(8, 2, 8), train_clips=6, val_clips=3, num_workers=0)
-    report, examples = full_check(data)
+    def data():
+        return MiniDataModule(tmp_path, ClipSampler(8, 2, 8), train_clips=6, val_clips=3, num_workers=0)
+
+    report, examples = full_check(data())
     assert errors(report.findings) == []
     assert len(examples) == 9
-    train = tmp_path / "annotations" / "train.csv"
+    train = mini_folder(tmp_path, 6, 3) / "annotations" / "train.csv"
     lines = [line.split(",") for line in train.read_text().splitlines()]
     write_csv(train, [[*row[:2], *(float(v) * 64 for v in row[2:6]), *row[6:]] for row in lines], header=None)
-    assert "pixels-as-fractions" in kinds(quick_check(data))
+    assert "pixels-as-fractions" in kinds(quick_check(data()))
     write_csv(train, [[*row[:6], int(row[6]) - 1, row[7]] for row in lines], header=None)
-    assert "labels-from-0" in kinds(quick_check(data), "error", "warning")
+    assert "labels-from-0" in kinds(quick_check(data()), "error", "warning")
     write_csv(train, [[row[0], "16", *row[2:]] for row in lines], header=None)
-    assert "frames-as-seconds" in kinds(full_check(data)[0].findings)
+    assert "frames-as-seconds" in kinds(full_check(data())[0].findings)
 
 
 def test_detected_boxes_are_compared_with_the_keyframes(tmp_path):
+    folder = mini_folder(tmp_path, 6, 3)
+
     def data(**files):
         return MiniDataModule(
             tmp_path,
@@ -267,7 +275,7 @@ def test_detected_boxes_are_compared_with_the_keyframes(tmp_path):
         )
 
     def write(lines, name="boxes.csv"):
-        (tmp_path / "annotations" / name).write_text("\n".join(lines))
+        (folder / "annotations" / name).write_text("\n".join(lines))
 
     def found(**files):
         return [finding for finding in quick_check(data(**files)) if finding.kind.startswith("proposals")]
@@ -276,7 +284,7 @@ def test_detected_boxes_are_compared_with_the_keyframes(tmp_path):
     assert (finding.kind, finding.severity) == ("proposals-unreadable", "error")
     assert "boxes.csv" in finding.message
     keyframes = {
-        split: sorted({tuple(line.split(",")[:2]) for line in (tmp_path / f"annotations/{split}.csv").open()})
+        split: sorted({tuple(line.split(",")[:2]) for line in (folder / f"annotations/{split}.csv").open()})
         for split in ("train", "val")
     }
     every = {split: [f"{video},{time},0.1,0.1,0.5,0.5,,0.9" for video, time in keyframes[split]] for split in keyframes}
@@ -295,7 +303,7 @@ def test_detected_boxes_are_compared_with_the_keyframes(tmp_path):
     write(every["train"][1:], "train_boxes.csv")
     (finding,) = found(train="train_boxes.csv")
     assert (finding.kind, finding.count) == ("proposals-none", 1)
-    assert "the annotated boxes alone are trained there" in str(finding)
+    assert "only the annotated boxes are trained there" in str(finding)
 
 
 def test_length_of_ava_cuts_is_compared():

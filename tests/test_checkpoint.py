@@ -14,11 +14,12 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from evad.config import build_model, load_config
+from evad.config import load_config
 from evad.models.evad import EVAD
 from evad.models.positions import resize_table, sine_cosine_table
 from evad.models.weights.importers import TABLE, read_pretrained, released_evad_name, rename_released_evad
 from evad.models.weights.loading import grouped, load_pretrained
+from evad.runs.build import build_model
 from evad.runs.checkpoints import load_weights, run_of_checkpoint
 
 ROOT = Path(__file__).parents[1]

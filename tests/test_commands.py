@@ -10,9 +10,10 @@ import torch
 from conftest import command
 from omegaconf import OmegaConf
 
-from evad.config import build_model, load_config
-from evad.data.mini.ava import ensure_mini
+from evad.config import load_config
+from evad.data.mini.ava import ensure_mini, mini_folder
 from evad.metrics.cost import paper_macs
+from evad.runs.build import build_model
 from evad.runs.checkpoints import load_weights
 from evad.runs.folders import read_metrics
 
@@ -53,7 +54,7 @@ def test_evaluation_writes_detections_that_evaluate_to_the_same_number(run_dir, 
     report = json.loads((workspace / "evaluation/metrics.json").read_text())
     assert report["keep_rate"] == 0.8
     assert len(list((workspace / "evaluation/frames").glob("*.png"))) == 3
-    annotations = workspace / "data/mini/annotations"
+    annotations = mini_folder(workspace / "data/mini", 8, 4) / "annotations"
     again = command(
         "evad.metrics.ava",
         f"--ground-truth={annotations}/val.csv",
@@ -65,7 +66,7 @@ def test_evaluation_writes_detections_that_evaluate_to_the_same_number(run_dir, 
 
 
 def test_prediction_has_the_length_and_rate_of_the_video(run_dir, workspace):
-    video = workspace / "data/mini/videos/val_00000.mp4"
+    video = mini_folder(workspace / "data/mini", 8, 4) / "videos/val_00000.mp4"
     checkpoint = f"ckpt_path={run_dir}/checkpoints/last.ckpt"
     options = ["predict.person_threshold=0", "hydra.run.dir=prediction"]
     odd = workspace / "it's a=1, {2} (3)" / video.name  # characters of Hydra's grammar

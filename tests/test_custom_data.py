@@ -1,80 +1,38 @@
 """Own videos and a table: dialects, units, splits, classes, and a training step with nothing but them."""
 
 import csv
+import logging
 from functools import partial
 
 import lightning as L
 import numpy as np
 import pytest
-from test_data_video import write_frames, write_video
+import torch
+from media import write_frames
+from own_data import (
+    FPS,
+    HEADER,
+    HEIGHT,
+    VIDEOS,
+    WIDTH,
+    clean_rows,
+    corners,
+    make_frames,
+    module,
+    write_csv,
+    write_set,
+    write_videos,
+)
 
 from evad.config import load_config
-from evad.data.annotations.keyframes import count_labels
 from evad.data.annotations.table import read_table
-from evad.data.clips.custom import CustomDataModule, pattern_frames
-from evad.data.clips.sampling import ClipSampler
+from evad.data.check.quick import quick_check
+from evad.data.video.errors import VideoError
+from evad.data.video.images import check_pattern, matching_frames
+from evad.data.video.readers import open_video
+from evad.data.video.sources import VideoFiles
+from evad.structures import Detections
 from evad.training.build import build_datamodule, build_module
-
-HEIGHT, WIDTH, FPS, LENGTH = 48, 80, 12, 36
-SAMPLER = ClipSampler(num_frames=8, frame_stride=8, annotated_fps=30)
-HEADER = ["video", "time", "x1", "y1", "x2", "y2", "label", "actor"]
-VIDEOS = ["a", "b", "c", "d", "e"]
-SECONDS = [0.5, 1.0, 2.0]
-
-
-def corners(number, actor, frame):
-    """Pixel box of an actor: one walks along the bottom, one jumps on the right."""
-    if actor == 0:
-        x, y = 4 + (frame + 3 * number) % 24, 18
-    else:
-        x, y = 56 + number, 4 + 2 * abs(frame % 12 - 6)
-    return x, y, x + 12, y + 28
-
-
-def make_frames(number):
-    """A dim wall, a striped actor that walks (red) and one that jumps (green)."""
-    rng = np.random.default_rng(number)
-    frames = np.repeat(rng.integers(60, 68, (1, HEIGHT, WIDTH, 3), dtype=np.uint8), LENGTH, axis=0)
-    for frame in range(LENGTH):
-        for actor in (0, 1):
-            x1, y1, x2, y2 = corners(number, actor, frame)
-            frames[frame, y1:y2, x1:x2] = (0, 0, 40)
-            frames[frame, y1:y2:2, x1:x2, actor] = 230
-    return frames
-
-
-def clean_rows():
-    """One row per actor and keyframe, boxes in pixels, times in seconds."""
-    return [
-        [video, second, *corners(number, actor, round(second * FPS)), ("walk", "jump")[actor], actor]
-        for number, video in enumerate(VIDEOS)
-        for second in SECONDS
-        for actor in (0, 1)
-    ]
-
-
-def write_csv(path, rows, header=HEADER, **style):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n", **style)
-        writer.writerows([header] * bool(header) + list(rows))
-    return path
-
-
-def write_videos(folder):
-    for number, video in enumerate(VIDEOS):
-        write_video(folder / f"{video}.mp4", make_frames(number), FPS)
-    return folder
-
-
-def write_set(root, videos, rows=None, header=HEADER, name="annotations.csv", **style):
-    """A data set with links to the videos and a table, by default a clean one; returns its folder."""
-    if not (root / "videos").exists():
-        (root / "videos").mkdir()
-        for path in videos.iterdir():
-            (root / "videos" / path.name).symlink_to(path)
-    write_csv(root / name, clean_rows() if rows is None else rows, header, **style)
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +43,6 @@ def videos(tmp_path_factory):
 @pytest.fixture
 def make(tmp_path, videos):
     return partial(write_set, tmp_path, videos)
-
-
-def module(root, boxes="pixels", **settings):
-    return CustomDataModule(root, SAMPLER, boxes, **{"num_workers": 0, **settings})
 
 
 def ready(root, boxes="pixels", **settings):
@@ -228,7 +182,16 @@ def test_given_label_list_sets_ids_and_allows_numbers(make):
     data = ready(root)
     assert data.class_names == {1: "jump", 2: "sit", 3: "walk"}
     assert by_instant(data)["a", "0.5"].labels.tolist() == [[0, 0, 1], [1, 0, 0]]
-    assert count_labels(str(root), None, "annotations.csv", None) == 3
+    assert module(root).count_classes() == 3
+
+
+def test_classes_are_counted_before_setup_and_the_tables_then_not_read_again(make, monkeypatch):
+    data = module(make())
+    assert data.count_classes() == 2
+    assert module(make(), num_classes=5).count_classes() == 5  # given: the files are not asked
+    monkeypatch.setattr("evad.data.clips.custom.read_table", None)
+    data.setup("fit")
+    assert data.num_classes == 2
 
 
 def test_numeric_labels_without_a_list_keep_their_numbers(make):
@@ -258,9 +221,10 @@ def test_ava_folder_with_frames_and_own_conventions(tmp_path):
         write_frames(tmp_path / "frames" / video, make_frames(number)[:3], "mask_%05d.png")
     overrides = ["data=custom_ava", f"data.root={tmp_path}", "data.first_time=1", f"data.frames_per_second={FPS}"]
     cfg = load_config([*overrides, "data.frame_pattern='{video}/img_%05d.png'", "data.num_workers=0"])
+    assert cfg.model.num_classes is None  # no file is opened while a configuration is composed
     data = build_datamodule(cfg)
+    assert data.count_classes() == 2
     data.setup("fit")
-    assert cfg.model.num_classes == 2
     assert data.class_names == {1: "jump", 2: "walk"}
     np.testing.assert_array_equal(data.val_dataset.keyframe_image(1), make_frames(4)[FPS])
     assert len(data.train_dataset) == 12
@@ -268,12 +232,55 @@ def test_ava_folder_with_frames_and_own_conventions(tmp_path):
 
 def test_frame_pattern_names_a_gap_and_a_wrong_pattern(tmp_path):
     write_frames(tmp_path / "v", make_frames(0)[:4], "img_%05d.png")
-    assert len(pattern_frames(tmp_path, "{video}/img_%05d.png", ["v", "w"])["v"]) == 4
-    (tmp_path / "v" / "img_00002.png").unlink()
-    with pytest.raises(RuntimeError, match=r"video v: frame 2 of .* is missing"):
-        pattern_frames(tmp_path, "{video}/img_%05d.png", ["v"])
-    with pytest.raises(ValueError, match=r"needs \{video\} and one number"):
-        pattern_frames(tmp_path, "img.png", ["v"])
+    assert list(matching_frames(str(tmp_path), "{video}/img_%05d.png", "v")) == [
+        f"{tmp_path}/v/img_0000{number}.png" for number in (1, 2, 3, 4)
+    ]
+    write_frames(tmp_path / "w", make_frames(0)[:4], "img_%05d.png")
+    (tmp_path / "w" / "img_00002.png").unlink()
+    with pytest.raises(VideoError, match=r"video w: frame 2 of .*/\{video\}/img_%05d.png is missing"):
+        matching_frames(str(tmp_path), "{video}/img_%05d.png", "w")
+    for pattern in ("img.png", "{video}/img.png", "img_%05d.png", "%d/{video}.png", "{video}/%d_%d.png"):
+        with pytest.raises(ValueError, match=r"frame_pattern .* must hold \{video\} and, .* one frame number"):
+            check_pattern(pattern)
+
+
+def test_frame_pattern_that_matches_nothing_says_what_is_there(tmp_path):
+    write_csv(tmp_path / "annotations.csv", clean_rows())
+    for video in VIDEOS[:4]:
+        write_frames(tmp_path / "frames" / video, make_frames(0)[:4], "frame_%03d.png")
+    with pytest.raises(ValueError, match=r"5 of 5 annotated videos \(a, b, c, d, e\) are not in") as error:
+        ready(tmp_path, frame_pattern="{video}/img_%05d.jpg")
+    text = str(error.value)
+    assert f"are not in {tmp_path}/frames: nothing matches data.frame_pattern '{{video}}/img_%05d.jpg'" in text
+    assert f"that is {tmp_path}/frames/a/img_%05d.jpg (its folder has" in text
+    assert "(its folder has frame_001.png, frame_002.png, frame_003.png, ...)" in text
+    with pytest.raises(ValueError, match=r"1 of 5 annotated videos \(e\) .*frames/e/frame_%d.png \(no such folder\)"):
+        ready(tmp_path, frame_pattern="{video}/frame_%d.png")
+
+
+def test_validation_alone_opens_its_videos_alone(make, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        VideoFiles, "__call__", lambda self, video: opened.append(video) or open_video(self.paths[video])
+    )
+    data = module(make([[*row, "val" if row[0] in "bd" else "train"] for row in clean_rows()], [*HEADER, "split"]))
+    data.setup("validate")
+    assert sorted(opened) == ["b", "d"]
+    assert len(data.val_dataset) == 6
+    data.setup("fit")
+    assert sorted(opened) == VIDEOS
+    assert (len(data.train_dataset), len(data.val_dataset)) == (9, 6)
+
+
+def test_findings_are_reported_once(make, caplog):
+    rows = [*clean_rows(), clean_rows()[0]]
+    data = module(make(rows))
+    with caplog.at_level(logging.INFO):
+        data.report(quick_check(data))
+        data.setup("fit")
+    assert caplog.text.count("the line repeats another one and counts once") == 1
+    assert caplog.text.count("2 classes, from the labels that occur") == 1
+    assert "duplicate-line" in {finding.kind for finding in data.findings}
 
 
 @pytest.mark.parametrize(
@@ -284,8 +291,8 @@ def test_frame_pattern_names_a_gap_and_a_wrong_pattern(tmp_path):
         ({4: 2}, r"line 3: .*inverted \(x2 < x1"),
         ({2: 85, 4: 90}, r"line 3: .*outside the frame"),
         ({1: 4.0}, r"line 3: .*beyond the end of the video \(a has 36 frames, 3 s\)"),
-        ({1: -1}, r"line 3: .*before 0, at which videos are said to begin"),
-        ({0: "nothing"}, r"nothing: 1 annotated videos .* are not in"),
+        ({1: -1}, r"line 3: .*before 0, the start of the videos"),
+        ({0: "nothing"}, r"1 of 6 annotated videos \(nothing\) are not in"),
     ],
 )
 def test_bad_line_is_named(make, change, message):
@@ -339,8 +346,10 @@ def test_wrong_settings_are_named(make):
 def test_five_videos_and_a_table_train_and_validate(make):
     overrides = ["experiment=custom_mini", f"data.root={make()}", "data.num_workers=0", "data.batch_size=4"]
     cfg = load_config(overrides)
+    data = build_datamodule(cfg)
+    cfg.data.num_classes = data.count_classes()
     assert cfg.model.num_classes == 2
-    data, model = build_datamodule(cfg), build_module(cfg)
+    model = build_module(cfg)
     trainer = L.Trainer(
         accelerator="cpu", max_epochs=1, limit_train_batches=1, limit_val_batches=1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
@@ -348,3 +357,31 @@ def test_five_videos_and_a_table_train_and_validate(make):
     trainer.fit(model, data)
     assert np.isfinite(float(trainer.callback_metrics["train/loss"]))
     assert "val/mAP" in trainer.callback_metrics
+
+
+def test_zero_map_is_explained_once_from_what_is_known(make, caplog, monkeypatch):
+    rows = [[*row, "val" if row[0] == "e" else "train"] for row in clean_rows() if row[0] == "e" or row[6] == "walk"]
+    cfg = load_config(["experiment=custom_mini", f"data.root={make(rows, [*HEADER, 'split'])}", "data.num_workers=0"])
+    data = build_datamodule(cfg)
+    cfg.data.num_classes = data.count_classes()
+    monkeypatch.setattr("evad.data.clips.custom.read_table", None)  # the annotations are not read again
+    model = build_module(cfg)
+
+    def detect(batch):
+        nothing = torch.zeros(0)
+        return [Detections(nothing.reshape(0, 4), nothing, nothing.reshape(0, 2), size) for size in batch.sizes]
+
+    monkeypatch.setattr(model, "detect", detect)
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=1, limit_train_batches=1, logger=False, num_sanity_val_steps=0,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(model, data)
+    assert caplog.text.count("mAP is 0. The usual causes") == 1
+    assert "no detections; is the person-score threshold above every score" in caplog.text
+    assert "applies: classes without training examples: 1 of 2 classes" in caplog.text
+    assert "1 optimizer steps are few" in caplog.text
+    caplog.clear()
+    trainer.validate(model, data, verbose=False)
+    assert caplog.text.count("mAP is 0. The usual causes") == 1
+    assert "optimizer steps" not in caplog.text

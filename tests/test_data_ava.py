@@ -1,11 +1,12 @@
 """AVA annotations: every line is accounted for, and every bad one is named."""
 
-import logging
-
 import numpy as np
 import pytest
 
-from evad.data.annotations.ava import read_ava_keyframes, read_frame_lists
+from evad.data.annotations.ava import read_frame_lists, scan_ava
+from evad.data.annotations.findings import require_sound
+from evad.data.annotations.keyframes import make_keyframes
+from evad.data.annotations.soundness import line_findings
 from evad.data.video.images import NumberedFrames
 
 CLASSES = range(1, 81)
@@ -21,8 +22,21 @@ def annotations(tmp_path):
     return write
 
 
-def read(path, class_ids=CLASSES, **settings):
-    return read_ava_keyframes(path, class_ids, **settings)
+def scan(paths, class_ids=CLASSES, **settings):
+    paths = paths if isinstance(paths, list) else [paths]
+    return scan_ava({"val": paths}, class_ids, dict.fromkeys(class_ids, "x"), **settings)
+
+
+def read(paths, class_ids=CLASSES, **settings):
+    """Keyframes of the files, or the error of the first bad line."""
+    annotations = scan(paths, class_ids, **settings)
+    require_sound(line_findings(annotations))
+    return make_keyframes(annotations, "val", None, class_ids)
+
+
+def found(paths, **settings):
+    """{kind: text} of the findings."""
+    return {finding.kind: str(finding) for finding in line_findings(scan(paths, **settings))}
 
 
 def test_lines_of_one_box_and_person_become_one_box_with_several_labels(annotations):
@@ -89,36 +103,34 @@ def test_position_counts_from_the_start_of_the_video(annotations):
     assert read(path, annotated_fps=25)[0].position == 62.5
 
 
-def test_seconds_outside_the_valid_range_are_left_out_and_counted(annotations, caplog):
-    path = annotations(*(f"v,{second},0,0,1,1,1,0" for second in (901, 902, 1798, 1799, 1799)))
-    with caplog.at_level(logging.INFO, "evad.data.annotations.ava"):
-        keyframes = read(path)
-    assert [keyframe.timestamp for keyframe in keyframes] == ["902", "1798"]
-    assert "3 lines outside seconds 902 to 1798 are left out" in caplog.text
-    assert "2 keyframes of 1 videos, 2 boxes" in caplog.text
-    assert len(read(path, valid_seconds=None)) == 4
+def test_seconds_outside_the_valid_range_are_left_out_and_counted(annotations):
+    path = annotations(*(f"v,{second},0,0,1,1,1,0" for second in (901, 902, 903, 1798, 1799, 1799)))
+    assert [keyframe.timestamp for keyframe in read(path)] == ["902", "903", "1798"]
+    assert "3 lines (50%) are outside seconds 902 to 1798 and left out" in found(path)["seconds-left-out"]
+    assert len(read(path, valid_seconds=None)) == 5
 
 
-def test_excluded_frames_are_left_out_and_counted(annotations, caplog):
+def test_excluded_frames_are_left_out_and_counted(annotations):
     path = annotations("v,902,0,0,1,1,1,0", "v,0903,0,0,1,1,1,0", "w,903,0,0,1,1,1,0")
     excluded = annotations("v,903", "x,902", name="excluded.csv")
-    with caplog.at_level(logging.INFO, "evad.data.annotations.ava"):
-        keyframes = read(path, excluded=excluded)
-    assert [(k.video, k.timestamp) for k in keyframes] == [("v", "902"), ("w", "903")]
-    assert f"1 lines of frames in {excluded} are left out" in caplog.text
+    assert [(k.video, k.timestamp) for k in read(path, excluded=excluded)] == [("v", "902"), ("w", "903")]
+    assert f"1 lines of frames in {excluded} are left out" in found(path, excluded=excluded)["excluded"]
     assert len(read(path, excluded=annotations(name="none.csv"))) == 3
 
 
-def test_repeated_lines_count_once_and_are_reported(annotations, caplog):
-    (keyframe,) = read(annotations(*["v,902,0,0,1,1,1,0"] * 3))
+def test_repeated_lines_count_once_and_are_reported(annotations):
+    path = annotations(*["v,902,0,0,1,1,1,0"] * 3)
+    (keyframe,) = read(path)
     assert keyframe.labels.sum() == 1
-    assert "2 lines repeat another line and count once" in caplog.text
+    assert "line 2: video v, 902" in found(path)["duplicate-line"]
+    assert "repeats another one and counts once; remove it (1 more like it)" in found(path)["duplicate-line"]
 
 
-def test_boxes_without_area_stay_and_are_reported(annotations, caplog):
-    (keyframe,) = read(annotations("v,902,0.5,0,0.5,1,1,0"))
+def test_boxes_without_area_stay_and_are_reported(annotations):
+    path = annotations("v,902,0.5,0,0.5,1,1,0")
+    (keyframe,) = read(path)
     assert len(keyframe.boxes) == 1
-    assert "1 boxes have no area" in caplog.text
+    assert "line 1: video v, 902, box 0.5 0 0.5 1, label '1': the box has no area" in found(path)["box-degenerate"]
 
 
 def test_blank_lines_and_spaces_do_not_matter(annotations):
@@ -132,35 +144,45 @@ GOOD = "v,902,0.1,0.2,0.3,0.4,5,0"
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("v,902,0.1,0.2,0.3,0.4,5", r"7 columns, expected 2 or 8 .*got 'v,902,0\.1"),
-        (GOOD + ",1", "9 columns, expected 2 or 8"),
-        ("v,902,0.1,0.2,1.3,0.4,5,0", r"has a box outside \[0, 1\]; boxes are .* fractions"),
-        ("v,902,-0.1,0.2,0.3,0.4,5,0", r"has a box outside \[0, 1\]"),
-        ("v,902,0.3,0.2,0.1,0.4,5,0", "has an inverted box; .*x1 <= x2 and y1 <= y2"),
-        ("v,902,0.1,0.4,0.3,0.2,5,0", "has an inverted box"),
-        ("v,902,0.1,0.2,0.3,0.4,81,0", r"has an action id .* not among the 80 known ones \(1 to 80\); check the label"),
-        ("v,902,0.1,0.2,0.3,0.4,0,0", "has an action id"),
-        ("v,902,0.1,0.2,0.3,0.4,1.5,0", "has an action id"),
-        ("v,902,0.1,0.2,0.3,0.4,5,0.5", "person id .* not an integer"),
-        ("v,902,0.1,0.2,left,0.4,5,0", "column 5 is 'left', expected a number"),
-        ("v,902,0.1,0.2,,0.4,5,0", "column 5 is '', expected a number"),
-        ("v,902,nan,0.2,0.3,0.4,5,0", "not a finite number"),
-        ("v,inf", "not a finite number"),
-        ("v,second", "column 2 is 'second', expected a number"),
+        ("v,902,0.1,0.2,0.3,0.4,5", r"7 columns \(v,902,0\.1,0\.2,0\.3,0\.4,5\): expected 2 or 8 columns"),
+        (GOOD + ",1", "9 columns .*expected 2 or 8"),
+        ("v,902,0.1,0.2,1.3,0.4,5,0", "the box reaches over the frame's edge; boxes are x1, y1, x2, y2 in fractions"),
+        ("v,902,-0.1,0.2,0.3,0.4,5,0", "the box reaches over the frame's edge"),
+        ("v,902,1.1,0.2,1.3,0.4,5,0", "the box is outside the frame"),
+        ("v,902,0.3,0.2,0.1,0.4,5,0", "the box is inverted .*x1 <= x2 and y1 <= y2"),
+        ("v,902,0.1,0.4,0.3,0.2,5,0", "the box is inverted"),
+        ("v,902,0.1,0.2,0.3,0.4,81,0", r"not among the 80 classes with ids 1 to 80: 81; .*label list"),
+        ("v,902,0.1,0.2,0.3,0.4,0,0", "labels count from 0, the label list .* from 1"),
+        ("v,902,0.1,0.2,0.3,0.4,1.5,0", "not among the 80 classes with ids 1 to 80: 1.5"),
+        ("v,902,0.1,0.2,0.3,0.4,5,0.5", r"the person id \(8th column\) is not a whole number"),
+        ("v,902,0.1,0.2,0.3,0.4,5,", r"the person id \(8th column\) is not a whole number"),
+        ("v,902,0.1,0.2,left,0.4,5,0", "the time or the box is not a number"),
+        ("v,902,0.1,0.2,,0.4,5,0", "the time or the box is not a number"),
+        ("v,902,nan,0.2,0.3,0.4,5,0", "the time or the box is not a number"),
+        ("v,inf", "the time or the box is not a number"),
+        ("v,second", "the time or the box is not a number"),
+        ("v,3,0.1,0.2,0.3,0.4,5,0", "the time is before 900, the start of the videos"),
     ],
 )
 def test_bad_line_is_named(annotations, line, problem):
     with pytest.raises(ValueError, match=rf"ava\.csv, line 3: .*{problem}"):
-        read(annotations(GOOD, "", line, GOOD))
+        read(annotations(GOOD, "", line, GOOD), valid_seconds=None)
 
 
 def test_number_of_bad_lines_is_told(annotations):
-    with pytest.raises(ValueError, match=r"line 1: .*outside \[0, 1\].* \(2 more lines like it\)"):
+    with pytest.raises(ValueError, match=r"line 1: .*boxes are declared as fractions.*pixels.* \(2 more like it\)"):
         read(annotations(*["v,902,10,20,30,40,5,0"] * 3))
 
 
+def test_every_kind_of_error_is_told_at_once(annotations):
+    with pytest.raises(
+        ValueError, match=r"2 kinds of errors:\n  1\. .*line 2: .*inverted.*\n  2\. .*line 3: .*not among"
+    ):
+        read(annotations(GOOD, "v,902,0.3,0.2,0.1,0.4,5,0", "v,902,0.1,0.2,0.3,0.4,81,0"))
+
+
 def test_action_outside_a_label_map_is_an_error(annotations):
-    with pytest.raises(ValueError, match=r"not among the 2 known ones \(3 to 9\)"):
+    with pytest.raises(ValueError, match=r"not among the 2 classes with ids 3 to 9: 5"):
         read(annotations(GOOD), class_ids=[3, 9])
 
 
@@ -170,12 +192,14 @@ def test_file_without_lines_is_an_error(annotations):
 
 
 def test_file_without_valid_lines_is_an_error(annotations):
-    with pytest.raises(ValueError, match=r"none of the 1 lines is left; check valid_seconds \(902"):
+    with pytest.raises(
+        ValueError, match=r"1 lines \(100%\) are outside seconds 902 to 1798 .*data\.valid_seconds=null"
+    ):
         read(annotations("v,2,0,0,1,1,1,0"))
 
 
 def test_bad_excluded_line_is_named(annotations):
-    with pytest.raises(ValueError, match=r"excluded\.csv, line 2: 3 columns, expected 2"):
+    with pytest.raises(ValueError, match=r"excluded\.csv, line 2: 3 columns \(v,904,x\): expected 2"):
         read(annotations(GOOD), excluded=annotations("v,903", "v,904,x", name="excluded.csv"))
 
 

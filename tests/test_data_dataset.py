@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from test_data_video import numbered_frames, write_video
+from media import numbered_frames, write_video
 from torch.utils.data import DataLoader
 
 from evad.data.clips.collate import PaddingCollate

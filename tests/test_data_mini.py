@@ -1,5 +1,6 @@
 import csv
 import json
+import runpy
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +12,11 @@ import torch
 from PIL import Image
 from torchvision.ops import box_iou
 
+from evad.data.clips.sampling import ClipSampler
 from evad.data.mini import ava as mini
 from evad.data.mini import store as mini_store
 from evad.data.mini.ava import ACTION_IDS, KEYFRAME, NUM_FRAMES, clip_scene, ensure_mini, read_rows, read_video
+from evad.data.mini.datamodules import MiniDataModule
 from evad.data.mini.render import BACKGROUND_MARGIN, Actor, Limb, Scene, actor_boxes, render
 from evad.data.mini.scene import ARMS, CLASSES, GESTURES, IMAGE_SIZE, POSES, sample_scene
 from evad.files.label_map import read_label_map
@@ -190,11 +193,8 @@ def test_actors_that_are_not_visible_leave_the_rest_of_the_scene_as_it_is():
 
 
 def test_layout_on_disk_is_that_of_ava(root):
-    assert sorted(path.name for path in root.iterdir() if not path.name.startswith(".")) == [
-        "annotations",
-        "mini.json",
-        "videos",
-    ]
+    assert root.name == "ava-train5-val2-seed3-v1"
+    assert sorted(path.name for path in root.iterdir()) == ["annotations", "mini.json", "videos"]
     assert sorted(path.name for path in (root / "annotations").iterdir()) == ["label_map.pbtxt", "train.csv", "val.csv"]
     expected = [f"train_{i:05d}.mp4" for i in range(5)] + [f"val_{i:05d}.mp4" for i in range(2)]
     assert sorted(path.name for path in (root / "videos").iterdir()) == expected
@@ -239,7 +239,6 @@ def test_videos_show_the_rendered_frames(root):
 
 def test_stamp_says_how_the_keyframe_is_found(root):
     stamp = json.loads((root / "mini.json").read_text())
-    assert stamp.pop("complete") is True
     assert stamp == mini.mini_parameters(5, 2, 3)
     assert (stamp["second"] - stamp["first_second"]) * stamp["annotated_fps"] == KEYFRAME == 8
 
@@ -259,16 +258,26 @@ def test_a_clip_does_not_depend_on_how_many_there_are(root, tmp_path):
         assert (fewer / name).read_bytes() == (root / name).read_bytes()
 
 
-def test_a_complete_folder_is_used_as_it_is_and_other_parameters_replace_it(tmp_path, caplog):
-    folder = ensure_mini(tmp_path / "data", 2, 1, seed=0, workers=1)
+def test_a_complete_folder_is_used_as_it_is_and_other_parameters_leave_it_alone(tmp_path):
+    """A job may be reading it."""
+    folder = ensure_mini(tmp_path, 2, 1, seed=0, workers=1)
     marker = folder / "videos" / "train_00000.mp4"
     marker.write_bytes(b"kept")
-    ensure_mini(folder, 2, 1, seed=0, workers=1)
+    assert ensure_mini(tmp_path, 2, 1, seed=0, workers=1) == folder
+    other = ensure_mini(tmp_path, 1, 1, seed=0, workers=1)
+    assert len(list((other / "videos").iterdir())) == 2
     assert marker.read_bytes() == b"kept"
-    ensure_mini(folder, 1, 1, seed=0, workers=1)
-    assert caplog.messages == [f"{folder} is generated anew: train_clips is 2, wanted 1"]
-    assert len(read_video(marker)) == NUM_FRAMES
-    assert len(list((folder / "videos").iterdir())) == 2
+    assert len(list((folder / "videos").iterdir())) == 3
+
+
+def test_data_module_reads_the_folder_of_its_parameters(tmp_path):
+    modules = [MiniDataModule(tmp_path, ClipSampler(8, 2, 8), train_clips=clips, val_clips=1) for clips in (1, 2)]
+    for data in modules:
+        data.prepare_data()
+    for data, clips in zip(modules, (1, 2)):
+        data.setup("fit")
+        assert len(data.train_dataset) == clips
+        assert data.train_dataset[clips - 1].frames.shape[1] == 8
 
 
 def test_preview_is_one_line_per_clip(root, tmp_path):
@@ -279,8 +288,8 @@ def test_preview_is_one_line_per_clip(root, tmp_path):
 def test_command_line_generates_and_counts(tmp_path, monkeypatch, capsys):
     arguments = [str(tmp_path / "data"), "--train-clips", "2", "--val-clips", "1", "--seed", "3", "--workers", "1"]
     monkeypatch.setattr(sys, "argv", ["mini", *arguments, "--preview", str(tmp_path / "sheet.png")])
-    mini.main()
-    rows = read_rows(tmp_path / "data" / "annotations" / "train.csv")
+    runpy.run_module("evad.data.mini", run_name="__main__")
+    rows = read_rows(mini.mini_folder(tmp_path / "data", 2, 1, 3) / "annotations" / "train.csv")
     counts = {name: sum(row.action == number for row in rows) for name, number in ACTION_IDS.items()}
     assert f"train {counts}" in capsys.readouterr().out
     assert (tmp_path / "sheet.png").exists()
@@ -294,60 +303,55 @@ def test_numbers_of_clips_below_one_are_refused(tmp_path, name, value):
 
 
 def test_rendering_processes_start_without_torch():
-    code = "import sys, evad.data.mini; sys.exit('torch' in sys.modules)"
+    code = "import sys, evad.data.mini.ava, evad.data.mini.tubes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-# Stamp
+# Store
 
 
-def counting(root, calls):
-    def generate():
+def counting(calls):
+    def generate(folder):
         calls.append(1)
-        (root / "videos").mkdir()
-        (root / "videos" / f"{len(calls)}.mp4").touch()
+        (folder / "videos").mkdir()
+        (folder / "videos" / f"{len(calls)}.mp4").touch()
 
     return generate
 
 
-def test_interrupted_generation_is_known_and_done_again(tmp_path):
-    def interrupted():
-        (tmp_path / "videos").mkdir()
-        (tmp_path / "videos" / "half.mp4").touch()
+def test_interrupted_generation_leaves_no_data_set_and_is_done_again(tmp_path):
+    def interrupted(folder):
+        (folder / "half.mp4").touch()
         raise KeyboardInterrupt
 
+    folder = tmp_path / "data"
     with pytest.raises(KeyboardInterrupt):
-        mini_store.ensure_generated(tmp_path, {"seed": 0}, interrupted)
-    assert mini_store.read_stamp(tmp_path) == {"complete": False, "seed": 0}
-    assert mini_store.ensure_generated(tmp_path, {"seed": 0}, counting(tmp_path, calls := []))
-    assert [path.name for path in (tmp_path / "videos").iterdir()] == ["1.mp4"]
-    assert not mini_store.ensure_generated(tmp_path, {"seed": 0}, counting(tmp_path, calls))
+        mini_store.ensure_generated(folder, {"seed": 0}, interrupted)
+    assert not folder.exists()
+    assert mini_store.ensure_generated(folder, {"seed": 0}, counting(calls := []))
+    assert [path.name for path in (folder / "videos").iterdir()] == ["1.mp4"]
+    assert sorted(path.name for path in folder.iterdir()) == ["mini.json", "videos"]
+    assert mini_store.read_stamp(folder) == {"seed": 0}
+    assert not mini_store.ensure_generated(folder, {"seed": 0}, counting(calls))
     assert len(calls) == 1
 
 
-@pytest.mark.parametrize("stamp", ["", "{", "[]", '{"complete": true}', '{"complete": true, "seed": 1}'])
-def test_unreadable_or_different_stamps_count_as_stale(tmp_path, stamp):
-    (tmp_path / "mini.json").write_text(stamp)
-    (tmp_path / "JHMDB-GT.pkl").touch()
-    (tmp_path / "notes.txt").write_text("mine")
-    assert mini_store.ensure_generated(tmp_path, {"seed": 0}, counting(tmp_path, []))
-    assert not (tmp_path / "JHMDB-GT.pkl").exists()
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-
-
-def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
-    (tmp_path / "videos").mkdir()
-    (tmp_path / "videos" / "precious.mp4").write_bytes(b"1")
-    with pytest.raises(FileExistsError, match=r"holds 1 other entries \(the first is videos\) and no mini.json"):
-        ensure_mini(tmp_path, **SMALL)
-    assert (tmp_path / "videos" / "precious.mp4").read_bytes() == b"1"
+@pytest.mark.parametrize("stamp", [None, "", "{", "[]", '{"seed": 1}'])
+def test_a_folder_with_other_content_is_left_alone(tmp_path, stamp):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "precious.mp4").write_bytes(b"1")
+    if stamp is not None:
+        (tmp_path / "data" / "mini.json").write_text(stamp)
+    with pytest.raises(FileExistsError, match="data holds other files than its name says; move it away"):
+        mini_store.ensure_generated(tmp_path / "data", {"seed": 0}, counting([]))
+    assert (tmp_path / "data" / "precious.mp4").read_bytes() == b"1"
 
 
 def test_of_two_that_ask_at_once_one_generates(tmp_path):
     calls = []
     with ThreadPoolExecutor(2) as pool:
         asked = [
-            pool.submit(mini_store.ensure_generated, tmp_path, {"seed": 0}, counting(tmp_path, calls)) for _ in range(2)
+            pool.submit(mini_store.ensure_generated, tmp_path / "data", {"seed": 0}, counting(calls)) for _ in range(2)
         ]
         assert sorted(future.result() for future in asked) == [False, True]
     assert len(calls) == 1

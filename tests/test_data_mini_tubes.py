@@ -95,11 +95,11 @@ def test_pickle_is_of_protocol_2_and_the_same_for_the_same_seed(made, tmp_path):
         assert path.read_bytes() == (again / path.relative_to(root)).read_bytes()
 
 
-def test_changing_the_layout_of_a_folder_leaves_nothing_of_the_other(tmp_path):
-    ensure_mini_tubes(tmp_path, "jhmdb", NUM_VIDEOS, workers=1)
-    ensure_mini_tubes(tmp_path, "ucf24", NUM_VIDEOS, workers=1)
-    names = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
-    assert names == {"mini.json", "rgb-images", "UCF101v2-GT.pkl"}
+def test_both_layouts_live_side_by_side(tmp_path):
+    first = ensure_mini_tubes(tmp_path, "jhmdb", NUM_VIDEOS, workers=1)
+    second = ensure_mini_tubes(tmp_path, "ucf24", NUM_VIDEOS, workers=1)
+    assert {path.name for path in first.iterdir()} == {"mini.json", "Frames", "JHMDB-GT.pkl"}
+    assert {path.name for path in second.iterdir()} == {"mini.json", "rgb-images", "UCF101v2-GT.pkl"}
 
 
 def test_unknown_layouts_and_too_few_videos_are_refused(tmp_path):
@@ -113,4 +113,4 @@ def test_command_line_generates(tmp_path, monkeypatch):
     arguments = [str(tmp_path), "--layout", "jhmdb", "--num-videos", "21", "--seed", "1", "--workers", "1"]
     monkeypatch.setattr(sys, "argv", ["mini_tubes", *arguments])
     mini_tubes.main()
-    assert (tmp_path / "JHMDB-GT.pkl").exists()
+    assert (mini_tubes.mini_tubes_folder(tmp_path, "jhmdb", 21, 1) / "JHMDB-GT.pkl").exists()

@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from test_data_video import numbered_frames, write_video
+from media import numbered_frames, write_video
 
 from evad.data.annotations.proposals import ProposalFiles, read_proposals
 from evad.data.clips.ava import AVADataModule
@@ -97,8 +97,8 @@ def test_evaluation_takes_confident_boxes_alone_best_first(tmp_path, caplog):
     assert empty.proposals.shape == (0, 4)
     text = caplog.text
     assert "1 detected boxes are left out: score below 0.8" in text
-    assert "1 detected boxes are left out: frame is no keyframe" in text
-    assert "1 keyframes have no box, nobody is found there" in text
+    assert "1 detected boxes are left out: frame is not a keyframe" in text
+    assert "1 keyframes have no box, so nobody is found there" in text
 
 
 def test_threshold_counts_as_confident(tmp_path):

@@ -66,7 +66,7 @@ def guarded(name, globals=None, *rest, **named):
 
 builtins.__import__ = guarded
 for module in pkgutil.walk_packages(evad.__path__, "evad."):
-    if not module.name.endswith("__main__") and module.name != "evad.train":
+    if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
 assert "evad.training.callbacks" in sys.modules and "evad.models.encoder" in sys.modules
 """

@@ -19,8 +19,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from evad.commandline import store_run
-from evad.config import build_model, conf_dir, load_config
+from evad.config import conf_dir, load_config
 from evad.metrics.cost import paper_macs
+from evad.runs.build import build_model
 from evad.training.build import absolute_paths
 
 ROOT = Path(__file__).parents[1]

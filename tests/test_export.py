@@ -7,15 +7,15 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hydra.utils import instantiate
-from test_data_video import write_video
+from media import write_video
 
-from evad.config import build_model, load_config
+from evad.config import load_config
 from evad.data.clips.collate import PaddingCollate
 from evad.data.video.readers import open_video
+from evad.detector import Detector
 from evad.export import FrameDetector, largest_difference, random_frames
 from evad.models.postprocess import PostProcess
-from evad.predict import read_clip
+from evad.runs.build import build_model, build_part
 
 CONFIG = [
     "experiment=mini",
@@ -34,7 +34,7 @@ QUERIES, CLASSES = 6, 8
 def detector():
     cfg = load_config(CONFIG)
     torch.manual_seed(0)
-    transform = instantiate(cfg.data.val_transform, _convert_="all")
+    transform = build_part(cfg, "data.val_transform")
     score = PostProcess("person_times_action")
     return FrameDetector(build_model(cfg), transform, score, SIZE, cfg.data.pad_multiple).eval()
 
@@ -52,12 +52,12 @@ def test_boxes_and_scores_are_those_of_prediction(detector, tmp_path):
     path = write_video(tmp_path / "video.mp4", frames, fps=4)
     reader, cfg = open_video(path), load_config(CONFIG)
     indices = [2, 3, 4, 5, 6, 7, 8, 9]  # stride 2 at 8 per second is every frame at 4
-    sampler, transform = instantiate(cfg.data.sampler), instantiate(cfg.data.val_transform, _convert_="all")
-    clip = read_clip(reader, 6, sampler, transform, cfg.model.num_classes)
-    batch = PaddingCollate(cfg.data.pad_multiple)([clip])
     everything = PostProcess("person_times_action", person_threshold=0.0)
+    sampler, transform = build_part(cfg, "data.sampler"), build_part(cfg, "data.val_transform")
+    names = {str(number): "" for number in range(CLASSES)}
+    predicting = Detector(detector.model, sampler, transform, everything, PaddingCollate(cfg.data.pad_multiple), names)
+    (expected,) = predicting.detect([predicting.read_clip(reader, 6)])
     with torch.no_grad():
-        (expected,) = everything(detector.model(batch.clips, batch.sizes), batch.sizes, batch.original_sizes)
         boxes, persons, actions = (part[0] for part in detector(torch.from_numpy(reader.read(indices))[None]))
     there = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     assert there.any()
@@ -76,7 +76,7 @@ def test_random_choice_of_a_program_repeats(tmp_path):
     """The comparison calls the program twice: with torch's generator in it, the second choice would be another."""
     cfg = load_config([*CONFIG, "model/pruning=random"])
     torch.manual_seed(0)
-    transform = instantiate(cfg.data.val_transform, _convert_="all")
+    transform = build_part(cfg, "data.val_transform")
     detector = FrameDetector(build_model(cfg), transform, PostProcess(), SIZE, 16).eval()
     frames = random_frames((1, 8, *SIZE, 3), seed=0)
     torch.export.save(torch.export.export(detector, (frames,)), tmp_path / "random.pt2")

@@ -5,8 +5,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from evad.config import build_model, load_config
+from evad.config import load_config
 from evad.metrics.cost import executed_macs, paper_macs, token_counts
+from evad.runs.build import build_model
 
 # 10^9 multiply-accumulates of the released code: model, keep rate -> size -> count.
 RELEASED = {

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from evad.data.annotations.tubes import keyframes
+from evad.data.annotations.tubes import tube_keyframes
 from evad.files.csv_rows import write_rows
 from evad.files.tubes import read_tubes
 from evad.metrics import tubes as metrics
@@ -342,7 +342,7 @@ def test_detections_of_unknown_videos_are_counted(tmp_path, capsys):
     [
         ({"label": 0, "boxes": [[1, 0, 0, 9, 9]]}, "expected tubes with label, score and boxes"),
         ({"label": 7, "score": 1, "boxes": [[1, 0, 0, 9, 9]]}, "label 7; labels are 0 to 2"),
-        ({"label": 0, "score": 1, "boxes": [[1, 0, 0, 9, 9], [2]]}, "boxes are no rows of frame"),
+        ({"label": 0, "score": 1, "boxes": [[1, 0, 0, 9, 9], [2]]}, "boxes must be rows of frame"),
         ({"label": 0, "score": 1, "boxes": [[1, 0, 0, 9]]}, r"boxes of shape \(1, 4\)"),
         ({"label": 0, "score": 1, "boxes": [[1, 0, 0, 9, 9], [3, 0, 0, 9, 9]]}, "do not count up by one"),
     ],
@@ -361,7 +361,7 @@ def test_tubes_of_unknown_videos_are_counted_and_broken_json_is_named(tmp_path):
     with pytest.warns(UserWarning, match=r"1 tubes of videos without annotation are left out \(first: other\)"):
         assert len(metrics.read_scored_tubes(tmp_path / "t.json", annotations)) == 0
     (tmp_path / "t.json").write_text("{")
-    with pytest.raises(ValueError, match=r"t\.json is truncated or no JSON"):
+    with pytest.raises(ValueError, match=r"t\.json is truncated or not JSON"):
         metrics.read_scored_tubes(tmp_path / "t.json", annotations)
 
 
@@ -373,7 +373,7 @@ def fixture_clips(case="tubes_ucf_like", split=1):
     files, expected = case_files(case)
     annotations = read_tubes(files["ground_truth"])
     rows = metrics.read_detections(files["detections"], annotations)
-    clips = keyframes(annotations, split, "test", every_frame=True)
+    clips = tube_keyframes(annotations, split, "test", every_frame=True)
     num_classes = len(annotations.labels)
     groups = dict(list(rows.groupby(["video", "frame"], observed=True)))
     detections = []
@@ -446,13 +446,13 @@ def test_metric_splits_a_tube_where_frames_were_not_seen():
     assert len(tubes) == len(actors) + len(clips[places[3]].boxes)
 
 
-def test_no_detections_score_zero_with_a_likely_cause():
+def test_no_detections_score_zero_and_are_counted():
     clips, detections, _ = fixture_clips()
     metric = TubeMAP(clips, [0, 1, 2])
     none = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, 3), detections[0].size)
     metric.update(torch.arange(len(clips)), [none] * len(clips))
-    with pytest.warns(UserWarning, match="mAP is 0: there are no detections"):
-        scores = metric.compute()
+    scores = metric.compute()
+    assert metric.counts == (0, 0)
     assert {scores[name].item() for name in ("mAP", "person_AP", "video_mAP@0.5")} == {0.0}
     assert metric.detections_frame().empty
 

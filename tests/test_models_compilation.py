@@ -6,12 +6,12 @@ import pickle
 import pytest
 import torch
 
-from evad.config import build_model
 from evad.models.compilation import LAYERS, RECOMPILE_LIMIT, compile_layers
 from evad.models.criterion import SetCriterion
 from evad.models.encoder import EncoderBlock
 from evad.models.pruning import KeyframePruning
 from evad.models.tokens import Tokens
+from evad.runs.build import build_model
 from tests.conftest import compose_tiny, randomise
 
 

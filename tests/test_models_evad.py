@@ -4,10 +4,9 @@ import copy
 
 import pytest
 import torch
-from hydra.errors import InstantiationException
 
-from evad.config import build_model
 from evad.models.criterion import SetCriterion
+from evad.runs.build import build_model
 
 
 def total_loss(model, batch, sizes=None):
@@ -212,5 +211,5 @@ def test_clip_that_does_not_fit_is_an_error(tiny_model, shape, message):
 
 @pytest.mark.parametrize("blocks", ["[0,1,2,3]", "[1,2,3,7]"])
 def test_map_block_that_does_not_exist_is_an_error(tiny_model, blocks):
-    with pytest.raises(InstantiationException, match="do not lie within the 6 blocks of the encoder"):
+    with pytest.raises(ValueError, match="do not lie within the 6 blocks of the encoder"):
         tiny_model(f"model.net.encoder.map_blocks={blocks}")

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from evad.config import build_model, load_config
+from evad.config import load_config
 from evad.models.reducers.dropped import DropRules, as_kind
 from evad.models.reducers.merging import MergedTokens, MergingPruning, join, merge_most_similar, rounds
 from evad.models.tokens import Tokens
+from evad.runs.build import build_model
 
 N1, N = 6, 24
 

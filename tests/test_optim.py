@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import instantiate
 
-from evad.config import build_model, load_config
+from evad.config import load_config
 from evad.models.weights.importers import released_evad_name
+from evad.runs.build import build_model, build_part
 from evad.training.optim import CosineSchedule, StepSchedule, parameter_groups
 
 RECIPE = Path(__file__).parent / "fixtures" / "recipe"
@@ -28,7 +28,7 @@ def test_step_schedule_gives_the_released_learning_rates(model, base_lr, warmup_
 
 @pytest.mark.parametrize(("experiment", "recorded"), [("ava_vitb", "ViT_B_16x4_KTP"), ("ava_vitl", "ViT_L_16x4_KTP")])
 def test_experiments_use_the_released_learning_rates(experiment, recorded):
-    recipe = instantiate(load_config([f"experiment={experiment}"]).recipe)
+    recipe = build_part(load_config([f"experiment={experiment}"]), "recipe")
     for epoch, lr in json.loads((RECIPE / "lr_schedule.json").read_text())[recorded].items():
         assert recipe.base_lr * recipe.schedule(float(epoch)) == pytest.approx(lr, rel=1e-12)
 

@@ -7,15 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_commands import command
-from test_data_video import numbered_frames, write_frames, write_video
+from conftest import command
+from media import numbered_frames, write_frames, write_video
 
 from evad.config import load_config
 from evad.data.clips.sampling import ClipSampler
 from evad.data.clips.transforms import VideoTransform
 from evad.data.clips.tubes import FrameOnlyTubeMAP, TubeDataModule
 from evad.data.mini.datamodules import MiniTubeDataModule
-from evad.data.mini.tubes import LAYOUTS
+from evad.data.mini.tubes import LAYOUTS, mini_tubes_folder
 from evad.data.video.images import FrameReader
 from evad.data.video.readers import PyAVReader
 from evad.metrics.tube_map import TubeMAP
@@ -174,7 +174,7 @@ def test_files_can_be_named(root):
 def test_frame_folders_of_either_data_set_are_found(root, folder):
     (root / "rgb-images").rename(root / folder)
     data = ready(root)
-    assert isinstance(data.read_split("val")[1]("run/d"), FrameReader)
+    assert isinstance(data.source("val")("run/d"), FrameReader)
     assert data.val_dataset[0].frames.shape == (3, 4, HEIGHT, WIDTH)
 
 
@@ -184,7 +184,7 @@ def test_videos_give_the_same_clips_as_their_frames(root):
     for video, count in NFRAMES.items():
         write_video(root / "videos" / f"{video}.avi", numbered_frames(count), fps=25)
     data = ready(root, backend="pyav")
-    assert isinstance(data.read_split("val")[1]("run/d"), PyAVReader)
+    assert isinstance(data.source("val")("run/d"), PyAVReader)
     for index, frames in enumerate(expected):
         assert torch.equal(data.val_dataset[index].frames, frames)
 
@@ -225,14 +225,14 @@ def test_metric_takes_the_minimum_score_and_no_protocol(root):
 
 def test_missing_frames_are_listed_at_setup(root):
     (root / "rgb-images/dive/b").rename(root / "gone")
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 val videos are not in .*rgb-images: dive/b; add them"):
+    with pytest.raises(ValueError, match=r"1 of 2 val videos \(dive/b\) are not in .*rgb-images; add them"):
         ready(root)
 
 
 def test_missing_videos_are_listed_at_setup(root):
     (root / "rgb-images").rename(root / "elsewhere")
     write_video(root / "videos/dive/a.mp4", numbered_frames(6))
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 train videos are not in .*videos: run/c; add them"):
+    with pytest.raises(ValueError, match=r"1 of 2 train videos \(run/c\) are not in .*videos; add them"):
         ready(root)
 
 
@@ -312,7 +312,7 @@ def test_generated_data_comes_with_the_data_module(tmp_path, layout):
     assert data.num_classes == len(data.class_names) == 7
     assert len({keyframe.video for keyframe in data.val_dataset.keyframes}) == 7
     assert data.val_dataset[0].frames.shape == (3, 8, 64, 64)
-    stamp = json.loads((tmp_path / "mini/mini.json").read_text())
+    stamp = json.loads((tmp_path / f"mini/{layout}-21-seed0-v1/mini.json").read_text())
     assert (stamp["layout"], stamp["num_videos"], stamp["seed"]) == (layout, 21, 0)
 
 
@@ -332,6 +332,6 @@ def test_generated_data_trains_and_evaluates_from_the_command_line(tmp_path, lay
     assert list(report["per_class"]) == ["stand", "walk", "run", "jump", "squat", "wave", "clap"]
     assert report["decomposition"]["persons"] > 0
 
-    ground_truth = tmp_path / f"data/mini_{layout}" / LAYOUTS[layout].pickle
+    ground_truth = mini_tubes_folder(tmp_path / f"data/mini_{layout}", layout, 21) / LAYOUTS[layout].pickle
     scores = evaluate_files(str(ground_truth), str(tmp_path / "ev/detections.csv"), split=1)["splits"]["split1"]
     assert scores["frame_ap_raw"]["mAP"] <= report["mAP"] + 1e-6  # only two batches of the test videos were seen

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evad.data.annotations.tubes import keyframes
+from evad.data.annotations.tubes import tube_keyframes
 from evad.files.safe_pickle import RefusedPickleError, load_plain
 from evad.files.tube_packages import Tube, TubeAnnotations
 from evad.files.tubes import main, read_tubes, summary, write_tubes
@@ -121,7 +121,7 @@ def test_arrays_of_objects_are_refused(tmp_path):
 def test_truncated_pickles_are_named(tmp_path, part, protocol):
     data = pickle.dumps(content(), protocol)
     (tmp_path / "gt.pkl").write_bytes(data[: int(len(data) * part)])
-    with pytest.raises(ValueError, match=r"gt\.pkl is truncated or no pickle"):
+    with pytest.raises(ValueError, match=r"gt\.pkl is truncated or not a pickle"):
         read_tubes(tmp_path / "gt.pkl")
 
 
@@ -178,7 +178,7 @@ ROWS = [[2, 10, 20, 49, 59], [3, 12, 20, 51, 59]]
         ({"gttubes": {"run/a": {0: [[[2.5, 1, 1, 2, 2]]]}}}, "run/a: .* do not count up by one"),
         ({"gttubes": {"run/a": {0: [[[2, 1, 1, np.nan, 2]]]}}}, "run/a: .* not finite"),
         ({"gttubes": {"run/a": {0: [[[2, 50, 1, 40, 2]]]}}}, "run/a, frame 2: the box .* ends before it starts"),
-        ({"gttubes": {"run/a": {0: [[[2, 1, 1, 2, 2], [3]]]}}}, "video run/a: a tube is no array of frame"),
+        ({"gttubes": {"run/a": {0: [[[2, 1, 1, 2, 2], [3]]]}}}, "video run/a: a tube must be an array of frame"),
         ({"nframes": 5}, "built differently from tube annotations"),
         ({"nframes": {"run/a": 5}}, "video jump/b has no nframes"),
         ({"resolution": {"run/a": (60, 80)}}, "video jump/b has no resolution"),
@@ -203,9 +203,9 @@ def test_a_missing_key_and_a_foreign_object_are_named(tmp_path):
 def test_broken_json_parquet_and_suffix_are_named(tmp_path):
     (tmp_path / "a.json").write_text('{"labels": [')
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match=r"a\.json is truncated or no JSON"):
+    with pytest.raises(ValueError, match=r"a\.json is truncated or not JSON"):
         read_tubes(tmp_path / "a.json")
-    with pytest.raises(ValueError, match=r"a\.parquet is truncated or no Parquet"):
+    with pytest.raises(ValueError, match=r"a\.parquet is truncated or not a Parquet file"):
         read_tubes(tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"written as \.json or \.parquet, not \.csv"):
         write_tubes(read_tubes(saved(tmp_path, content())), tmp_path / "a.csv")
@@ -278,7 +278,7 @@ def test_the_real_ucf101_24_annotations_are_complete_and_inside_the_frame():
         "0 boxes reach outside the frame",
     ]
     assert annotations.labels[:2] == ["Basketball", "BasketballDunk"]
-    assert len(keyframes(annotations, 1, "test")) == 138527
+    assert len(tube_keyframes(annotations, 1, "test")) == 138527
 
 
 # Keyframes
@@ -286,7 +286,7 @@ def test_the_real_ucf101_24_annotations_are_complete_and_inside_the_frame():
 
 def test_every_annotated_frame_is_a_keyframe(tmp_path):
     annotations = read_tubes(saved(tmp_path, content()))
-    frames = keyframes(annotations, 1, "train")
+    frames = tube_keyframes(annotations, 1, "train")
     assert [(frame.video, frame.timestamp, frame.position) for frame in frames] == [
         ("run/a", "2", 1.0),
         ("run/a", "3", 2.0),
@@ -296,17 +296,17 @@ def test_every_annotated_frame_is_a_keyframe(tmp_path):
     assert frames[1].labels.tolist() == [[1, 0], [1, 0]]
     assert frames[1].labels.dtype == np.float32
     assert frames[1].actors.tolist() == [0, 1]
-    assert [frame.labels.tolist() for frame in keyframes(annotations, 1, "test")] == [[[0, 1]]] * 3
+    assert [frame.labels.tolist() for frame in tube_keyframes(annotations, 1, "test")] == [[[0, 1]]] * 3
 
 
 def test_frames_without_annotation_are_keyframes_without_boxes_on_demand(tmp_path):
     annotations = read_tubes(saved(tmp_path, content()))
-    frames = keyframes(annotations, 1, "train", every_frame=True)
+    frames = tube_keyframes(annotations, 1, "train", every_frame=True)
     assert [frame.timestamp for frame in frames] == ["1", "2", "3", "4", "5"]
     assert [len(frame.boxes) for frame in frames] == [0, 2, 2, 2, 0]
     assert frames[0].boxes.shape == (0, 4)
     assert frames[0].labels.shape == (0, 2)
-    bare = keyframes(read_tubes(saved(tmp_path, content(gttubes={}))), 1, "test", every_frame=True)
+    bare = tube_keyframes(read_tubes(saved(tmp_path, content(gttubes={}))), 1, "test", every_frame=True)
     assert [frame.position for frame in bare] == [0.0, 1.0, 2.0, 3.0]
 
 
@@ -314,7 +314,7 @@ def test_boxes_outside_the_frame_are_clipped_or_left_out_and_counted():
     boxes = np.array([[-10.0, 0, 39, 29], [80, 0, 90, 29], [0, 0, 79, 59]])
     annotations = TubeAnnotations(["run"], [["v"]], [[]], {"v": 3}, {"v": (60, 80)}, {"v": [Tube(0, 1, boxes)]})
     with pytest.warns(UserWarning, match="1 boxes") as remarks:
-        frames = keyframes(annotations, 1, "train")
+        frames = tube_keyframes(annotations, 1, "train")
     assert [str(remark.message) for remark in remarks] == [
         "1 boxes reach outside the frame and were clipped (first: video v, frame 1)",
         "1 boxes lie outside: left out (first: video v, frame 2)",
@@ -326,11 +326,11 @@ def test_boxes_outside_the_frame_are_clipped_or_left_out_and_counted():
 
 def test_videos_without_tubes_give_no_keyframes_and_unknown_parts_are_refused(tmp_path):
     annotations = read_tubes(saved(tmp_path, content(gttubes={})))
-    assert keyframes(annotations, 1, "train") == []
+    assert tube_keyframes(annotations, 1, "train") == []
     with pytest.raises(ValueError, match="split 2 does not exist; choose one of 1 to 1"):
-        keyframes(annotations, 2)
+        tube_keyframes(annotations, 2)
     with pytest.raises(ValueError, match="subset 'val' does not exist; choose train or test"):
-        keyframes(annotations, 1, "val")
+        tube_keyframes(annotations, 1, "val")
 
 
 # Command

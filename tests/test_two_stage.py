@@ -8,11 +8,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.flop_counter import FlopCounterMode
 
-from evad.config import build_criterion, build_model, load_config
+from evad.config import load_config
 from evad.metrics.cost import EXTERNAL_ACTORS, executed_macs, paper_macs
 from evad.models.criterion import ActionCriterion, OverlapMatcher, SetCriterion
 from evad.models.heads.external import ExternalBoxes
 from evad.models.postprocess import PostProcess
+from evad.runs.build import build_criterion, build_model
 from evad.structures import EVADOutput, Proposals, Target
 from evad.training.module import EVADModule
 
@@ -174,11 +175,14 @@ def test_detections_are_the_given_boxes_with_the_detectors_scores(tiny_external,
 
 
 def test_training_step_has_the_action_terms_alone(tiny_external, tiny_batch, tiny_config, monkeypatch):
-    from hydra.utils import instantiate
+    from evad.runs.build import build_part
 
     cfg = load_config(["experiment=ava_vitb_two_stage"])
     module = EVADModule(
-        tiny_external(dtype=torch.float32), build_criterion(cfg), instantiate(cfg.recipe), instantiate(cfg.postprocess)
+        tiny_external(dtype=torch.float32),
+        build_criterion(cfg),
+        build_part(cfg, "recipe"),
+        build_part(cfg, "postprocess"),
     )
     logged = {}
     monkeypatch.setattr(module, "log_dict", lambda values, **_: logged.update(values))

@@ -1,1 +1,1 @@
-"""From what exists on disk to a `Batch`: annotations -> frame indices -> pixels -> clips -> batch."""
+"""From annotations and videos on disk to a `Batch`: annotations -> frame indices -> pixels -> clips -> batch."""

@@ -1,7 +1,8 @@
-"""Large csv files of numbers, plain or gzipped: read fast when they are well formed, with line and fault when not.
+"""Csv files and other text tables, plain or gzipped: read fast when well formed, with line and reason when not.
 
-A well-formed file goes through Arrow's parser. Whatever Arrow refuses is read again line by line, which finds the line
-to blame.
+- `read_rows` reads files of known columns. A well-formed file goes through Arrow's parser; whatever Arrow refuses is
+  read again as text, which finds the line to blame.
+- `read_text` reads tables whose separator and quotes are not known, and does not judge what the fields mean.
 """
 
 from __future__ import annotations
@@ -10,17 +11,29 @@ import csv
 import gzip
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
-_ARROW = {str: pa.dictionary(pa.int32(), pa.string()), int: pa.int64(), float: pa.float64()}
+BOX = ["x1", "y1", "x2", "y2"]
+"""Columns of a box in every table of this package."""
+
+_TEXT = pa.dictionary(pa.int32(), pa.string())
+_ARROW = {str: _TEXT, int: pa.int64(), float: pa.float64()}
 _PANDAS = {str: "category", int: "int64", float: "float64"}
+
+_SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", " ": "spaces"}
+_SAMPLE = 50  # lines that decide on the separator
+_SINGLE_QUOTED = re.compile(r"(?:^|[,;\t ])'[^']*'(?:[,;\t ]|$)")
 
 
 @dataclass(frozen=True)
@@ -30,7 +43,7 @@ class Layout:
     Attributes:
         columns: {name: str, int or float}, in the order of the file; every number is finite.
         header: Whether the first line names the columns, exactly so; else the file starts with data.
-        ignored: A last column that rows may have and nobody reads.
+        ignored: A last column that rows may have and that is not read.
         short_row: Values of the columns that a short row leaves out; empty: every row is complete.
         hints: {column: remedy} for a value of the wrong type.
     """
@@ -47,28 +60,30 @@ def read_rows(path: str | Path, layout: Layout) -> pd.DataFrame:
 
     Args:
         path: UTF-8 csv, or csv.gz.
-        layout: What the file must hold. Blank lines are no rows.
+        layout: What the file must hold. Blank lines are skipped.
 
     Returns:
         Table with the layout's columns: str as category, int as int64, float as float64.
 
     Raises:
-        FileNotFoundError: No such file.
+        FileNotFoundError: There is no such file.
         ValueError: File and line of the first malformed row, and what is wrong with it.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     table = _read_with_arrow(path, layout)
-    if table is None:
-        table = pd.DataFrame(list(_checked_rows(path, layout)), columns=list(layout.columns))
-        table = table.astype({name: _PANDAS[kind] for name, kind in layout.columns.items()})
-    return table
+    return _read_checked(path, layout) if table is None else table
 
 
 def write_rows(rows: pd.DataFrame, path: str | Path, header: bool = False) -> None:
     """Write a table as `read_rows` reads it; every float64 survives the round trip."""
     rows.to_csv(path, header=header, index=False)
+
+
+def line_of(path: Path, row: int) -> int:
+    """Number of the line that a row of a file without header stands in."""
+    return int(read_text(path, ",").lines[row])
 
 
 def _read_with_arrow(path: Path, layout: Layout) -> pd.DataFrame | None:
@@ -94,44 +109,160 @@ def _read_with_arrow(path: Path, layout: Layout) -> pd.DataFrame | None:
     return None
 
 
-def _checked_rows(path: Path, layout: Layout) -> Iterator[list[object]]:
-    """Parsed rows of a file, up to the first malformed one."""
-    names = list(layout.columns)
-    lines = _text_rows(path)
-    if layout.header and (first := next(lines, (1, []))[1]) != names:
+def _read_checked(path: Path, layout: Layout) -> pd.DataFrame:
+    """The table of a file that Arrow refused.
+
+    Raises:
+        ValueError: The first malformed row.
+    """
+    text, names = read_text(path, ","), list(layout.columns)
+    first = text.record(0) if len(text.lines) else []
+    if layout.header and first != names:
         raise ValueError(f"{path}, line 1: the header is {','.join(first)!r}, expected {','.join(names)!r}")
-    short = len(names) - len(layout.short_row)
-    counts = sorted({short, len(names), len(names) + (layout.ignored is not None)})
-    for line, row in lines:
-        if len(row) not in counts:
-            raise ValueError(
-                f"{path}, line {line}: {len(row)} columns, expected {' or '.join(map(str, counts))} "
-                f"({', '.join([*names, layout.ignored] if layout.ignored else names)})"
-            )
-        values = [_value(f"{path}, line {line}", name, text, layout) for name, text in zip(names, row)]
-        yield values + [layout.short_row[name] for name in names[len(values) :]]
+    rows = slice(int(layout.header), None)
+    lines, widths = text.lines[rows], text.widths[rows]
+    allowed = sorted({len(names) - len(layout.short_row), len(names), len(names) + (layout.ignored is not None)})
+    faults: list[tuple[int, int, str]] = []  # row, column, what is wrong: the smallest is the first in the file
+    for row in np.flatnonzero(~np.isin(widths, allowed))[:1]:
+        columns = ", ".join([*names, layout.ignored] if layout.ignored else names)
+        faults.append((row, -1, f"{widths[row]} columns, expected {' or '.join(map(str, allowed))} ({columns})"))
+    table = {}
+    for place, name in enumerate(names):
+        texts, codes = text.column(place)
+        codes, there = codes[rows], widths > place
+        values, problems = _values(name, texts, layout)
+        is_fault = np.array([problem != "" for problem in problems], dtype=bool)
+        faults += [(row, place, problems[codes[row]]) for row in np.flatnonzero(is_fault[codes] & there)[:1]]
+        table[name] = np.where(there, np.array(values, dtype=object)[codes], layout.short_row.get(name))
+    if faults:
+        row, _, problem = min(faults)
+        raise ValueError(f"{path}, line {lines[row]}: {problem}")
+    return pd.DataFrame(table).astype({name: _PANDAS[kind] for name, kind in layout.columns.items()})
 
 
-def _text_rows(path: Path) -> Iterator[tuple[int, Sequence[str]]]:
-    """Line number and fields of every line that is not blank."""
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as raw:
-            file = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
-            reader = csv.reader(file)
-            yield from ((reader.line_num, row) for row in reader if row)
-    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is not a readable csv file: {error}") from error
-
-
-def _value(where: str, name: str, text: str, layout: Layout) -> object:
-    """One field as its type; finite."""
+def _values(name: str, texts: np.ndarray, layout: Layout) -> tuple[list[object], list[str]]:
+    """Texts of a column as its type, and what is wrong with each; empty where nothing is."""
     kind = layout.columns[name]
+    values: list[object] = []
+    problems = []
+    for text in texts:
+        try:
+            value, problem = kind(text), ""
+        except ValueError:
+            hint = f"; {layout.hints[name]}" if name in layout.hints else ""
+            value, problem = 0, f"{name} {text!r} is not {'a whole number' if kind is int else 'a number'}{hint}"
+        if kind is float and not math.isfinite(value):
+            value, problem = 0, f"{name} is {text}; only finite numbers can be evaluated"
+        values.append(value)
+        problems.append(problem)
+    return values, problems
+
+
+class Column(NamedTuple):
+    """One column of a text table: there are far fewer distinct texts than rows.
+
+    Attributes:
+        texts: (k,) the texts that occur, without spaces around them.
+        codes: (n,) int, which of them each row has.
+    """
+
+    texts: np.ndarray
+    codes: np.ndarray
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """The fields of a file.
+
+    Attributes:
+        lines: (n,) int64, numbers of the lines that are not blank.
+        widths: (n,) int64, how many fields each has.
+        columns: As many as the widest line has fields; empty text where a line is shorter.
+        dialect: The separator and quotes in words.
+    """
+
+    lines: np.ndarray
+    widths: np.ndarray
+    columns: list[Column]
+    dialect: str
+
+    def column(self, place: int) -> Column:
+        """A column by its place; one of empty texts where no line has so many fields."""
+        if place < len(self.columns):
+            return self.columns[place]
+        return Column(np.array([""], dtype=object), np.zeros(len(self.lines), np.int64))
+
+    def record(self, index: int) -> list[str]:
+        """Fields of one line."""
+        return [texts[codes[index]] for texts, codes in self.columns[: self.widths[index]]]
+
+
+def read_text(path: Path, separator: str | None = None) -> TextTable:
+    """All fields of a file.
+
+    Args:
+        path: UTF-8 text, or .gz of it; may be empty.
+        separator: Between fields; None: the one with which most lines have the same, largest number of fields.
+
+    Raises:
+        ValueError: The file is not UTF-8 text.
+    """
     try:
-        value = kind(text)
-    except ValueError:
-        wanted = "a whole number" if kind is int else "a number"
-        hint = f"; {layout.hints[name]}" if name in layout.hints else ""
-        raise ValueError(f"{where}: {name} {text!r} is not {wanted}{hint}") from None
-    if kind is float and not math.isfinite(value):
-        raise ValueError(f"{where}: {name} is {text}; only finite numbers can be evaluated")
-    return value
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8-sig") as file
+        ):
+            text = file.read()
+    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a readable csv file: {error}; save it as UTF-8 text") from error
+    stripped = [line.strip(" ") for line in text.split("\n")]
+    numbers = [number for number, line in enumerate(stripped, 1) if line and not line.isspace()]
+    lines = [stripped[number - 1] for number in numbers]
+    quote = "'" if any(_SINGLE_QUOTED.search(line) for line in lines[:_SAMPLE]) else '"'
+    separator = separator or max(_SEPARATORS, key=lambda mark: _common_width(lines[:_SAMPLE], mark, quote))
+    quoted = quote in text
+    split = _split_quoted if quoted or separator == " " else _split_plain
+    widths, columns = split(lines, separator, quote) if lines else (np.zeros(0, np.int64), [])
+    dialect = _SEPARATORS[separator] + (" with quotes" if quoted else "")
+    return TextTable(np.array(numbers, dtype=np.int64), widths, columns, dialect)
+
+
+def _common_width(sample: Sequence[str], separator: str, quote: str) -> int:
+    """Number of fields that most lines have with this separator."""
+    widths = Counter(len(_fields(line, separator, quote)) for line in sample)
+    return widths.most_common(1)[0][0] if widths else 0
+
+
+def _fields(line: str, separator: str, quote: str) -> list[str]:
+    """Fields of one line; a quote that is not closed ends with it."""
+    return next(csv.reader([line], delimiter=separator, quotechar=quote, skipinitialspace=True))
+
+
+def _split_plain(lines: list[str], separator: str, _: str) -> tuple[np.ndarray, list[Column]]:
+    """Widths and columns of lines without quotes."""
+    widths = np.array([line.count(separator) for line in lines], dtype=np.int64) + 1
+    widest = int(widths.max())
+    if widths.min() < widest:
+        lines = [line + separator * missing for line, missing in zip(lines, (widest - widths).tolist())]
+    names = [str(place) for place in range(widest)]
+    table = arrow_csv.read_csv(
+        io.BytesIO("\n".join(lines).encode()),
+        read_options=arrow_csv.ReadOptions(column_names=names),
+        parse_options=arrow_csv.ParseOptions(delimiter=separator, quote_char=False),
+        convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, _TEXT)),
+    )
+    columns = (column.combine_chunks() for column in table.unify_dictionaries().columns)
+    return widths, [_column(column.dictionary.to_pylist(), column.indices.to_numpy()) for column in columns]
+
+
+def _split_quoted(lines: list[str], separator: str, quote: str) -> tuple[np.ndarray, list[Column]]:
+    """Widths and columns of lines that may hold quotes."""
+    records = [_fields(line, separator, quote) for line in lines]
+    widths = np.array([len(record) for record in records], dtype=np.int64)
+    fields = ([record[place] if place < len(record) else "" for record in records] for place in range(widths.max()))
+    return widths, [_column(texts, codes) for codes, texts in map(pd.factorize, (np.array(f, object) for f in fields))]
+
+
+def _column(texts: Iterable[str], codes: np.ndarray) -> Column:
+    return Column(np.array([text.strip() for text in texts], dtype=object), codes)

@@ -1,4 +1,4 @@
-"""Action names by id, from the label map files found in the wild."""
+"""Action names by id, from the label map files in use."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Pickles of plain data and NumPy arrays, read without running anything they ask for.
+"""Pickles of plain data and NumPy arrays, read without running any code that the file names.
 
 `pickle.load` calls whatever the file names. Here only dict, list, tuple, str, bytes, numbers and NumPy arrays of these
-come back, and not even NumPy's own unpickling code runs: small records take the place of its constructors, and arrays
-are rebuilt from their bytes. Files by Python 2 are read as latin1, which keeps their arrays intact.
+are returned, and not even NumPy's own unpickling code runs: small records replace its constructors, and arrays are
+rebuilt from their bytes. Files written by Python 2 are read as latin1, which keeps their arrays intact.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def load_plain(path: str | Path) -> Any:
-    """What a pickle holds, if it is plain data and NumPy arrays.
+    """Content of a pickle of plain data and NumPy arrays.
 
     Args:
         path: Pickle of any protocol, by Python 2 or 3.
@@ -117,7 +117,7 @@ def load_plain(path: str | Path) -> Any:
 
     Raises:
         RefusedPickleError: The file names anything else; nothing was run.
-        ValueError: The file is truncated or no pickle.
+        ValueError: The file is truncated or not a pickle.
     """
     path = Path(path)
     try:
@@ -128,7 +128,7 @@ def load_plain(path: str | Path) -> Any:
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
     except Exception as error:  # a damaged pickle can fail in any operation it asks for
-        raise ValueError(f"{path} is truncated or no pickle: {error or type(error).__name__}") from error
+        raise ValueError(f"{path} is truncated or not a pickle: {error or type(error).__name__}") from error
 
 
 def _with_arrays(value: Any) -> Any:

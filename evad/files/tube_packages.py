@@ -1,4 +1,4 @@
-"""Checked tubes from the dictionaries that UCF101-24, JHMDB and MultiSports are distributed as."""
+"""Checked tubes from the dictionaries in which UCF101-24, JHMDB and MultiSports are distributed."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class TubeAnnotations:
         return (self.train_videos if subset == "train" else self.test_videos)[split - 1]
 
 
-def _checked(
+def checked(
     path: Path, content: Mapping[str, Any], test_list: str | Path | None, resolution: tuple[int, int]
 ) -> TubeAnnotations:
     """Annotations of either packaging."""
@@ -137,7 +137,7 @@ def _tube(where: str, label: int, rows: Any, nframes: int) -> Tube:
     try:
         values = np.asarray(rows, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: a tube is no array of frame, x1, y1, x2, y2: {error}") from None
+        raise ValueError(f"{where}: a tube must be an array of frame, x1, y1, x2, y2: {error}") from None
     if values.ndim != 2 or values.shape[1] != 5 or not len(values):
         raise ValueError(f"{where}: a tube has shape {values.shape}, expected (frames, 5) of frame, x1, y1, x2, y2")
     if not np.isfinite(values).all():

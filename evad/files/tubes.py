@@ -1,9 +1,9 @@
-"""Annotations as tubes: who does what, frame by frame, as UCF101-24, JHMDB and MultiSports come.
+"""Annotations as tubes, the format of UCF101-24, JHMDB and MultiSports: actors and their actions frame by frame.
 
     python -m evad.files.tubes SRC DST [--test-list F] [--resolution H W]
 
 writes SRC as DST.json (the layout of the pickles, as JSON) or DST.parquet (one row per box). `read_tubes` reads both
-back, and the two pickles in use (without running what a pickle may contain, see `evad.files.safe_pickle`):
+back, and the two pickles in use (without running code that a pickle may contain, see `evad.files.safe_pickle`):
 
 - `UCF101v2-GT.pkl`, `JHMDB-GT.pkl` and MultiSports': a dictionary of `labels`, `train_videos`, `test_videos`,
   `nframes`, `resolution` and `gttubes`;
@@ -23,12 +23,13 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from evad.files.csv_rows import BOX
 from evad.files.safe_pickle import load_plain
 from evad.files.tube_packages import (
     UCF101_RESOLUTION,
     Tube,
     TubeAnnotations,
-    _checked,
+    checked,
 )
 
 
@@ -56,7 +57,7 @@ def read_tubes(
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path} holds a {type(content).__name__}, expected a dictionary of annotations")
     try:
-        return _checked(path, content, test_list, resolution)
+        return checked(path, content, test_list, resolution)
     except (TypeError, AttributeError, KeyError, IndexError) as error:
         raise ValueError(f"{path} is built differently from tube annotations: {error}") from error
 
@@ -110,7 +111,7 @@ def _box_table(annotations: TubeAnnotations) -> pa.Table:
         "label": np.repeat(np.array([tube.label for _, _, tube in tubes], dtype=np.int64), lengths),
         "tube": np.repeat(np.array([number for _, number, _ in tubes], dtype=np.int64), lengths),
         "frame": frames,
-        **{name: boxes[:, column] for column, name in enumerate(("x1", "y1", "x2", "y2"))},
+        **{name: boxes[:, column] for column, name in enumerate(BOX)},
     }
     types = {"video": pa.string(), "label": pa.int64(), "tube": pa.int64(), "frame": pa.int64()}
     return pa.table({name: pa.array(values, types.get(name, pa.float64())) for name, values in columns.items()})
@@ -121,7 +122,7 @@ def _json_content(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is truncated or no JSON: {error}") from None
+        raise ValueError(f"{path} is truncated or not JSON: {error}") from None
 
 
 def _parquet_content(path: Path) -> Any:
@@ -129,21 +130,21 @@ def _parquet_content(path: Path) -> Any:
     try:
         table = parquet.read_table(path)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is truncated or no Parquet file: {error}") from None
+        raise ValueError(f"{path} is truncated or not a Parquet file: {error}") from None
     about = (table.schema.metadata or {}).get(b"evad")
     if about is None:
         raise ValueError(f"{path} was not written by evad.files.tubes: its schema has no metadata `evad`")
     content = json.loads(about)
     gttubes: dict[str, dict[int, list[np.ndarray]]] = {}
     rows = table.to_pandas()
-    values = rows[["frame", "x1", "y1", "x2", "y2"]].to_numpy(np.float64)
+    values = rows[["frame", *BOX]].to_numpy(np.float64)
     for (video, _), places in rows.groupby(["video", "tube"], sort=False).indices.items():
         gttubes.setdefault(video, {}).setdefault(int(rows["label"].iat[places[0]]), []).append(values[places])
     return content | {"gttubes": gttubes}
 
 
 def summary(annotations: TubeAnnotations) -> str:
-    """What a data set holds, in a line per fact: size, splits, videos without tubes, boxes outside the frame."""
+    """Facts about a data set, one per line: size, splits, videos without tubes, boxes outside the frame."""
     tubes = [(video, tube) for video, group in annotations.tubes.items() for tube in group]
     boxes = sum(len(tube.boxes) for _, tube in tubes)
     outside = [(video, count) for video, tube in tubes if (count := _num_outside(annotations.resolution[video], tube))]

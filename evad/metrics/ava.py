@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from evad.files.csv_rows import BOX
 from evad.files.label_map import read_label_map
 from evad.metrics import ava_csv
 from evad.metrics.frame_ap import Boxes, Rows, ScoredBoxes, average_precision, best_rows, match
@@ -217,12 +218,10 @@ def evaluate(
     tables = [ground_truth, detections] if excluded is None else [ground_truth, detections, excluded]
     truth_frame, frame, *excluded_frames = number_frames(*tables)
     return evaluate_rows(
-        Boxes(
-            truth_frame, ground_truth[ava_csv.BOX].to_numpy(np.float64), ground_truth["action_id"].to_numpy(np.int64)
-        ),
+        Boxes(truth_frame, ground_truth[BOX].to_numpy(np.float64), ground_truth["action_id"].to_numpy(np.int64)),
         ScoredBoxes(
             frame,
-            detections[ava_csv.BOX].to_numpy(np.float64),
+            detections[BOX].to_numpy(np.float64),
             detections["action_id"].to_numpy(np.int64),
             detections["score"].to_numpy(np.float64),
         ),
@@ -263,9 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--protocol", choices=PROTOCOLS, default="activitynet_2018", help="default: %(default)s")
     options = parser.parse_args(arguments)
     if options.exclude and not PROTOCOLS[options.protocol].uses_exclusions:
-        print(
-            f"warning: protocol {options.protocol} knows no exclusions; {options.exclude} is not used", file=sys.stderr
-        )
+        print(f"warning: protocol {options.protocol} has no exclusions; {options.exclude} is not used", file=sys.stderr)
     try:
         result = evaluate_files(**vars(options))
     except (ValueError, OSError) as error:

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from evad.files.csv_rows import Layout, read_rows
+from evad.files.csv_rows import BOX, Layout, read_rows
 
-BOX = ["x1", "y1", "x2", "y2"]
 INSTANT = ["video", "timestamp"]
 GROUND_TRUTH = [*INSTANT, *BOX, "action_id"]
 DETECTIONS = [*GROUND_TRUTH, "score"]
@@ -25,7 +24,7 @@ def read_ground_truth(path: str | Path, fractional_timestamps: bool = False) -> 
     """Rows of annotated boxes, one per person and action.
 
     Args:
-        path: .csv or .csv.gz without header; 7 columns, or 8 with the person id (read over).
+        path: .csv or .csv.gz without header; 7 columns, or 8 with the person id (not read).
         fractional_timestamps: The 2020 rules: timestamps may have decimals, and a row of only video and timestamp
             names a frame in which nothing happens (its action is `NO_ACTION`).
 

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
+from evad.files.csv_rows import BOX
 from evad.metrics.ava import evaluate_rows, get_protocol
-from evad.metrics.ava_csv import BOX, DETECTIONS, GROUND_TRUTH, INSTANT
+from evad.metrics.ava_csv import DETECTIONS, GROUND_TRUTH, INSTANT
 from evad.metrics.frame_ap import Boxes, ScoredBoxes
 from evad.metrics.keyframes import PERSON, GatheredDetections, KeyframeMetric
 from evad.structures import Keyframe

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat, rank_zero_warn
+from torchmetrics.utilities import dim_zero_cat
 
 from evad.metrics.ava import AVAResult, evaluate_rows
 from evad.metrics.frame_ap import Boxes, ScoredBoxes
@@ -77,6 +77,8 @@ class KeyframeMetric(Metric):
     boxes: list[Tensor]
     person_scores: list[Tensor]
     action_scores: list[Tensor]
+    counts: tuple[int, int]
+    """Detected boxes and annotated persons found, in the last `compute()` whose mAP was 0."""
 
     def __init__(self, keyframes: Sequence[Keyframe], class_ids: Sequence[int], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -139,12 +141,12 @@ class KeyframeMetric(Metric):
             raise ValueError(f"{where} are not finite: training has diverged; lower the learning rate")
 
     def compute(self) -> dict[str, Tensor]:
-        """Scores of the keyframes seen so far, see the class; warns with the likely causes where the mAP is 0."""
+        """Scores of the keyframes seen so far, see the class; where the mAP is 0, `counts` helps to explain it."""
         gathered = self.gathered()
         scores = self.scores(gathered)
         if scores["mAP"] == 0:
             persons = self.person_result(gathered, "activitynet_2018", iou_threshold=0.5).counts[PERSON]
-            rank_zero_warn(_why_zero(len(gathered.boxes), persons.true_positives))
+            self.counts = len(gathered.boxes), persons.true_positives
         return scores
 
     def scores(self, gathered: GatheredDetections) -> dict[str, Tensor]:
@@ -213,20 +215,3 @@ class KeyframeMetric(Metric):
     def as_tensor(self, value: float | None) -> Tensor:
         """() float32 on the metric's device; None becomes NaN."""
         return torch.tensor(float("nan") if value is None else value, dtype=torch.float32, device=self.device)
-
-
-def _why_zero(num_detections: int, num_persons_found: int) -> str:
-    """Likely causes of an mAP of 0, by what was found."""
-    if not num_detections:
-        cause = "there are no detections; is the person-score threshold above every score, or training too short?"
-    elif not num_persons_found:
-        cause = (
-            "no detected box overlaps an annotated person enough; are the annotated boxes x before y and fractions of "
-            "the frame, and the timestamps those of the video?"
-        )
-    else:
-        cause = (
-            f"{num_persons_found} persons are found but none with its action; do the action ids count from 1 as the "
-            "label map's do?"
-        )
-    return f"mAP is 0: {cause}"

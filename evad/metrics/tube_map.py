@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from evad.metrics.ava_csv import BOX
+from evad.files.csv_rows import BOX
 from evad.metrics.frame_boxes import ScoredFrameBoxes, Tubes
 from evad.metrics.keyframes import PERSON, GatheredDetections, KeyframeMetric
 from evad.metrics.linking import link, link_candidates
@@ -28,7 +28,7 @@ class TubeMAP(KeyframeMetric):
     and `video_mAP@0.2`, `@0.5`, `@0.75`, `@0.5:0.95` of tubes linked from the detections. Means are over all classes,
     one without ground truth counts as 0, as in the programs whose definitions these are (`evad.metrics.tube_ap`).
     Like them it wants every frame of a video as a keyframe, annotated or not (`every_frame` of
-    `evad.data.annotations.tubes.keyframes`): what is not seen is no false positive, and interrupts tubes.
+    `evad.data.annotations.tubes.tube_keyframes`): what is not seen is no false positive, and interrupts tubes.
 
     Args:
         keyframes: All annotated keyframes of the data set, in the order their indices count; timestamps are frame

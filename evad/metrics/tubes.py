@@ -21,14 +21,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evad.files.csv_rows import Layout, read_rows
+from evad.files.csv_rows import BOX, Layout, read_rows
 from evad.files.tube_packages import TubeAnnotations
 from evad.files.tubes import read_tubes
 from evad.metrics.frame_boxes import ScoredFrameBoxes, ScoredTubes, Tubes
 from evad.metrics.linking import hard_suppressed, link, link_candidates, soft_suppressed
 from evad.metrics.tube_ap import ClassResult, frame_ap, video_ap
 
-BOX = ["x1", "y1", "x2", "y2"]
 DETECTIONS = Layout(
     {"video": str, "frame": int, "label": int, "score": float, **dict.fromkeys(BOX, float)}, header=True
 )
@@ -81,12 +80,12 @@ def read_scored_tubes(path: str | Path, annotations: TubeAnnotations) -> ScoredT
         annotations: The data set; tubes of other videos are left out, with a warning that counts them.
 
     Raises:
-        ValueError: No such JSON, or a tube with an unknown label or frames that do not count up by one.
+        ValueError: Not such JSON, or a tube with an unknown label or frames that do not count up by one.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is truncated or no JSON: {error}") from None
+        raise ValueError(f"{path} is truncated or not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected {{video: list of tubes}}")
     numbers = {video: number for number, video in enumerate(annotations.nframes)}
@@ -116,7 +115,7 @@ def _checked_boxes(where: str, tube: Any, num_classes: int) -> np.ndarray:
     try:
         rows = np.asarray(tube["boxes"], dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: a tube's boxes are no rows of frame, x1, y1, x2, y2: {error}") from None
+        raise ValueError(f"{where}: a tube's boxes must be rows of frame, x1, y1, x2, y2: {error}") from None
     if rows.ndim != 2 or rows.shape[1] != 5 or not np.isfinite(rows).all() or not np.isfinite(tube["score"]):
         raise ValueError(
             f"{where}: a tube has boxes of shape {rows.shape}, expected rows of frame, x1, y1, x2, y2, finite"

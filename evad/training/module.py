@@ -163,9 +163,10 @@ class EVADModule(L.LightningModule):
         assert self.metric is not None
         scores = self.metric.compute()
         values = {f"val/{name}": value.to(self.device) for name, value in scores.items()}
-        # Evaluation alone may not have the training set; the metric itself warns there.
-        if values["val/mAP"] == 0 and self.trainer.state.fn == TrainerFn.FITTING:
-            log.warning("%s", explain_zero_map(self.trainer.datamodule, self.global_step))  # type: ignore[attr-defined]
+        if values["val/mAP"] == 0 and self.trainer.is_global_zero:
+            steps = self.global_step if self.trainer.state.fn == TrainerFn.FITTING else None
+            found = getattr(self.trainer.datamodule, "findings", [])  # type: ignore[attr-defined]
+            log.warning("%s", explain_zero_map(found, *self.metric.counts, steps=steps))  # type: ignore[misc]
         several = self.trainer.world_size > 1  # the metric has gathered already; this only satisfies the logger
         self.log_dict(values, sync_dist=several)
         self.log("mAP", values["val/mAP"], prog_bar=True, logger=False, sync_dist=several)

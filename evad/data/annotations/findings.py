@@ -1,4 +1,4 @@
-"""What is wrong or worth knowing about a data set, said once: severity, how often, where, and what to do."""
+"""Findings about a data set: what is wrong or worth knowing, how often, where, and what to do."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Finding:
     Attributes:
         kind: Stable short name, such as `boxes-swapped`.
         severity: `error`: training would be wrong or stop; `warning`: look at it; `info`: good to know.
-        message: What is the case, as a clause that can follow an example.
+        message: What was found, as a clause that can follow an example.
         remedy: What to do about it; may be empty.
-        count: How many lines, videos or classes it concerns.
-        examples: The first few, with file and line where they are known.
+        count: Number of lines, videos or classes concerned.
+        examples: The first few of them, with file and line where known.
     """
 
     kind: str
@@ -48,16 +48,22 @@ def by_severity(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
+def listed(names: Iterable[object]) -> str:
+    """The first few names, separated by commas."""
+    texts = list(map(str, names))
+    return ", ".join(texts[:MAX_EXAMPLES]) + (", ..." if len(texts) > MAX_EXAMPLES else "")
+
+
 def errors(findings: Iterable[Finding]) -> list[Finding]:
     """Those that would make training wrong."""
     return [finding for finding in findings if finding.severity == "error"]
 
 
 def require_sound(findings: Sequence[Finding]) -> None:
-    """Stop where training would be wrong.
+    """Raise if training would be wrong.
 
     Raises:
-        ValueError: There are errors; the text has all of them.
+        ValueError: There are errors; the text lists all of them.
     """
     found = errors(findings)
     if len(found) == 1:

@@ -1,33 +1,32 @@
-"""All annotations of a data set, good lines and bad: classes, splits and clock, and the keyframes they make."""
+"""All annotations of a data set, correct or not, with their clock and splits, and the keyframes made of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+from evad.data.annotations.classes import UNKNOWN, whole_number
 from evad.data.annotations.findings import Finding, Severity
-from evad.data.annotations.table import BOX, AnnotationTable, TimeUnit, read_table
+from evad.data.annotations.table import AnnotationTable, TimeUnit
 from evad.data.video.clock import Timed, frame_at, second_at
-from evad.files.label_map import read_label_map
+from evad.files.csv_rows import BOX
 from evad.structures import Keyframe
+
+Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
 
 BoxUnit = Literal["pixels", "fractions"]
 
-UNKNOWN = -1
-"""`class_id` of a label that is no class, and of instants with nobody in them."""
-
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
-_LABEL_FILES = ("labels.txt", "label_map.pbtxt", "label_map.txt")
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video says about itself.
+    """Length, rate and size of a video.
 
     Attributes:
         num_frames: Number of frames.
@@ -103,10 +102,9 @@ class Annotations:
         evaluated: Ids that the evaluation counts.
         boxes: Unit of the boxes.
         clock: How times count.
-        given_classes: Whether a label file gives the classes (else they are those of the lines).
-        overhang: Severity of a box that reaches over the frame's edge: `error` where the reader refuses it, `warning`
-            where it is cut off.
-        findings: What reading them brought up.
+        given_classes: Whether a label file gives the classes; else they are those of the lines.
+        overhang: Severity of a box that reaches over the frame's edge: `error`, or `warning` where it is cut off.
+        findings: What was found while reading.
     """
 
     rows: pd.DataFrame
@@ -128,85 +126,13 @@ class Annotations:
         return self.rows[self.rows["valid"] & ~self.rows["nobody"]]
 
 
-def find_label_file(folder: Path, given: str | None) -> Path | None:
-    """The file that lists the classes; None if there is none and none was asked for.
-
-    Args:
-        folder: Where to look.
-        given: Name of the file; None: labels.txt, label_map.pbtxt, label_map.txt, or the only .pbtxt file.
-
-    Raises:
-        FileNotFoundError: The given file is not there.
-    """
-    if given is not None:
-        if not (folder / given).is_file():
-            raise FileNotFoundError(f"{folder / given}: no such label file; correct data.labels, or leave it out")
-        return folder / given
-    for name in _LABEL_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    maps = sorted(folder.glob("*.pbtxt"))
-    return maps[0] if len(maps) == 1 else None
-
-
-def derive_classes(labels: pd.Series) -> dict[int, str]:
-    """Classes by id from the labels that occur: whole numbers are ids, anything else is numbered from 1 by name."""
-    texts = sorted({text for text in labels.unique() if text})
-    numbers = {text: _whole(text) for text in texts}
-    if texts and all(number is not None for number in numbers.values()):
-        return {number: str(number) for number in sorted({n for n in numbers.values() if n is not None})}
-    return dict(enumerate(texts, 1))
-
-
-def read_classes(root: str | Path, labels: str | None, tables: Sequence[str]) -> tuple[dict[int, str], Path | None]:
-    """Classes by id of a data set, from its label file, else from the labels that occur.
-
-    Args:
-        root: Folder of the data set.
-        labels: See `find_label_file`; beside the first table.
-        tables: Annotation files below `root`.
-
-    Returns:
-        {id: name}; the label file, or None.
-    """
-    path = find_label_file((Path(root) / tables[0]).parent, labels)
-    if path is not None:
-        return read_label_map(path), path
-    occurring = [read_table(Path(root) / name).rows["label"] for name in tables]
-    return derive_classes(pd.concat(occurring, ignore_index=True)), None
-
-
-def count_labels(root: str, labels: str | None, *tables: str | None) -> int:
-    """Number of classes of a data set, for `${num_labels:root,labels,table,...}` in YAML."""
-    return len(read_classes(root, labels, [name for name in tables if name])[0])
-
-
-def find_class_ids(labels: pd.Series, classes: Mapping[int, str]) -> pd.Series:
-    """Class id of each label, by name or else by number; UNKNOWN where neither exists."""
-    by_name = {name: number for number, name in classes.items()}
-    ids = {}
-    for text in labels.unique():
-        number = _whole(text)
-        ids[text] = by_name.get(text, number if number in classes else UNKNOWN)
-    return labels.map(ids).astype(np.int64)
-
-
-def _whole(text: str) -> int | None:
-    """A text as whole number (`3`, `3.0`), or None."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return int(value) if value.is_integer() else None
-
-
 def join_tables(train: AnnotationTable, val: AnnotationTable | None, val_fraction: float, seed: int) -> pd.DataFrame:
     """All rows with their split: by file, else by the `split` column, else whole videos drawn at random.
 
     Args:
-        train: The annotations, of training alone if there is a second table.
+        train: The annotations; only those of training if there is a second table.
         val: Annotations of validation.
-        val_fraction: Share of the videos that validate, where they are drawn; at least one does and one does not.
+        val_fraction: Share of the videos that are drawn for validation; at least one is drawn and one is not.
         seed: Seed of the drawing.
     """
     if val is not None:
@@ -239,17 +165,19 @@ def make_keyframes(
 ) -> list[Keyframe]:
     """Keyframes of a split, ordered by video and time; boxes as fractions, cut off at the frame's edges.
 
-    Lines with the same box and actor become one box with several classes.
+    Lines with the same box and actor become one box with several classes. The arrays of all keyframes are slices of
+    common ones.
 
     Args:
         annotations: Their rows must be sound.
         split: train or val.
-        infos: What the videos of the split say about themselves; None will do for boxes in fractions and times in
-            seconds.
+        infos: Length, rate and size of the videos of the split; may be None if boxes are fractions and times seconds.
         class_columns: Class id of each column of `Keyframe.labels`.
     """
-    rows = annotations.of(split).sort_values(["video", "time"], kind="stable", ignore_index=True)
-    rows = rows.assign(actor=_actor_ids(rows["actor"]), frame=rows.groupby(["video", "time"], sort=False).ngroup())
+    rows = annotations.of(split)
+    rows = rows.assign(video=rows["video"].astype("category"), actor=_actor_ids(rows["actor"]))
+    rows = rows.sort_values(["video", "time"], kind="stable", ignore_index=True)
+    rows["frame"] = rows.groupby(["video", "time"], sort=False, observed=True).ngroup()
     instants = rows.drop_duplicates("frame")
     videos = [infos[video] for video in instants["video"]] if infos is not None else []
     positions = annotations.clock.positions(instants, infos)
@@ -258,7 +186,7 @@ def make_keyframes(
     people = lines[~pd.Series(box_of_line).duplicated().to_numpy()]
     column = {class_id: place for place, class_id in enumerate(class_columns)}
     labels = np.zeros((len(people), len(class_columns)), dtype=np.float32)
-    labels[box_of_line, [column[class_id] for class_id in lines["class_id"]]] = 1
+    labels[box_of_line, lines["class_id"].map(column)] = 1
     boxes, actors = people[BOX].to_numpy(np.float64), people["actor"].to_numpy(np.int64)
     if annotations.boxes == "pixels":
         sizes = np.array([(info.width, info.height) * 2 for info in videos], dtype=np.float64).reshape(-1, 4)
@@ -266,17 +194,41 @@ def make_keyframes(
     boxes = boxes.clip(0, 1)
     ends = np.searchsorted(people["frame"].to_numpy(), np.arange(len(instants)), side="right")
     starts = np.concatenate(([0], ends[:-1]))
-    named = zip(instants["video"], instants["timestamp"], positions.tolist(), starts, ends)
+    named = zip(instants["video"].tolist(), instants["timestamp"].tolist(), positions.tolist(), starts, ends)
     return [
         Keyframe(video, timestamp, position, boxes[start:end], labels[start:end], actors[start:end])
         for video, timestamp, position, start, end in named
     ]
 
 
+def keyframe_rows(keyframes: Sequence[Keyframe], class_columns: Sequence[int]) -> pd.DataFrame:
+    """The inverse of `make_keyframes`: a row per label of each box, and one per keyframe with nobody in it.
+
+    `time` is the keyframe's position, `line` 0 and `file` empty, as the lines are not known.
+    """
+    counts = np.array([len(keyframe.boxes) for keyframe in keyframes], dtype=np.int64)
+    boxes = np.concatenate([np.zeros((0, 4)), *(keyframe.boxes for keyframe in keyframes)])
+    actors = np.concatenate([np.zeros(0, np.int64), *(keyframe.actors for keyframe in keyframes)])
+    no_labels = np.zeros((0, len(class_columns)), np.float32)
+    person, column = np.nonzero(np.concatenate([no_labels, *(keyframe.labels for keyframe in keyframes)]))
+    empty = np.flatnonzero(counts == 0)
+    place = np.concatenate([np.repeat(np.arange(len(keyframes)), counts)[person], empty])
+    numbers = np.concatenate([np.array(class_columns, dtype=np.int64)[column], np.full(len(empty), UNKNOWN)])
+    rows = pd.DataFrame(np.concatenate([boxes[person], np.full((len(empty), 4), np.nan)]), columns=BOX)
+    rows["nobody"] = numbers == UNKNOWN
+    rows["class_id"] = numbers
+    rows["label"] = np.where(rows["nobody"], "", numbers.astype(str))
+    rows["actor"] = np.concatenate([actors[person], np.full(len(empty), -1)]).astype(str)
+    rows["video"] = np.array([keyframe.video for keyframe in keyframes], dtype=object)[place]
+    rows["timestamp"] = np.array([keyframe.timestamp for keyframe in keyframes], dtype=object)[place]
+    rows["time"] = np.array([keyframe.position for keyframe in keyframes], dtype=np.float64)[place]
+    return rows.assign(file="", line=0, valid=True)
+
+
 def _actor_ids(texts: pd.Series) -> pd.Series:
     """Actors as numbers: as given where all are whole numbers, else in order of appearance; -1 where there is none."""
     named = [text for text in texts.unique() if text]
-    numbers = {text: _whole(text) for text in named}
-    if any(number is None for number in numbers.values()):
+    numbers = {text: whole_number(text) for text in named}
+    if None in numbers.values():
         numbers = {text: place for place, text in enumerate(named)}
     return texts.map({**numbers, "": -1}).astype(np.int64)

@@ -9,40 +9,37 @@ Boxes are fractions of width and height. Lines that repeat a box for another act
 
 from __future__ import annotations
 
-import gzip
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from evad.files.csv_rows import Layout, read_rows
+from evad.files.csv_rows import BOX, Layout, line_of, read_rows
 from evad.metrics.frame_ap import box_iou
 from evad.structures import Keyframe
 
 logger = logging.getLogger(__name__)
 
-BOX = ["x1", "y1", "x2", "y2"]
 _LAYOUT = Layout({"video": str, "second": float, **dict.fromkeys(BOX, float), "action": str, "score": float})
-_OVERHANG = 0.01  # detectors round; a box that reaches further out is none in fractions
+_OVERHANG = 0.01  # detectors round; a box that reaches further out is not in fractions
 
 
 @dataclass(frozen=True)
 class ProposalFiles:
-    """Which detected boxes stand for actors.
+    """Files of detected boxes, and which of the boxes are used.
 
     Evaluation classifies the boxes detected with at least the threshold. Training classifies the annotated boxes, and
     besides them the detected ones (as SlowFast's training lists do) that overlap an annotated box with an IoU of
     `match_iou` or more; they take the actions of the one they overlap most.
 
     Attributes:
-        train: csv of boxes for training, in `annotations/` unless absolute; None: annotated boxes alone.
-        val: csv of boxes for evaluation; None: no keyframe has proposals, as a detector of its own needs.
+        train: csv of boxes for training, in `annotations/` unless absolute; None: only the annotated boxes.
+        val: csv of boxes for evaluation; None: no keyframe has proposals, as the model finds actors itself.
         threshold: Boxes with a lower score are left out.
         match_iou: Smallest overlap at which a detected box is trained with the actions of an annotated one.
     """
@@ -59,14 +56,14 @@ class ProposalFiles:
             raise ValueError(f"data.proposals.threshold is {self.threshold}; scores lie within [0, 1]")
         if not 0.5 <= self.match_iou <= 1:
             raise ValueError(
-                f"data.proposals.match_iou is {self.match_iou}; below 0.5 the evaluation does not take a box for that "
-                "of the person either: choose 0.5 to 1"
+                f"data.proposals.match_iou is {self.match_iou}; below 0.5 the evaluation would not match the box with "
+                "the person either: choose 0.5 to 1"
             )
 
     def attach(
         self, split: Literal["train", "val"], keyframes: Sequence[Keyframe], find: Callable[[str], Path]
     ) -> list[Keyframe]:
-        """Keyframes with their proposals; unchanged where no file is given at all.
+        """Keyframes with their proposals; unchanged if there are no files.
 
         Args:
             split: Of the keyframes.
@@ -87,7 +84,7 @@ class ProposalFiles:
         left_out = Counter({f"score below {self.threshold:g}": len(rows) - len(confident)})
         found = boxes_by_frame(confident)
         known = {(keyframe.video, float(keyframe.timestamp)) for keyframe in keyframes}
-        left_out["frame is no keyframe"] = sum(len(boxes) for frame, boxes in found.items() if frame not in known)
+        left_out["frame is not a keyframe"] = sum(len(boxes) for frame, boxes in found.items() if frame not in known)
         attached = []
         for keyframe in keyframes:
             boxes = found.get((keyframe.video, float(keyframe.timestamp)), _NOTHING)
@@ -123,9 +120,9 @@ def read_proposals(path: str | Path) -> pd.DataFrame:
     """Detected boxes of a file: video, second, x1, y1, x2, y2, score, each box once.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: File and line of the first line with another number of columns, a value that is no finite number, a
-            box that is inverted or not in fractions, or a score outside [0, 1].
+        FileNotFoundError: There is no such file.
+        ValueError: File and line of the first line with another number of columns, a value that is not a finite
+            number, a box that is inverted or not in fractions, or a score outside [0, 1].
     """
     path = Path(path)
     rows = read_rows(path, _LAYOUT)
@@ -146,14 +143,7 @@ def _require(holds: np.ndarray, path: Path, rows: pd.DataFrame, problem: str) ->
     if len(bad):
         first = int(bad[0])
         content = ",".join(str(value) for value in rows.iloc[first])
-        raise ValueError(f"{path}, line {_line_of(path, first)}: {content} {problem}")
-
-
-def _line_of(path: Path, row: int) -> int:
-    """Line of a row; blank lines are no rows."""
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
-        lines = (number for number, line in enumerate(file, start=1) if line.strip())
-        return next(islice(lines, row, None))
+        raise ValueError(f"{path}, line {line_of(path, first)}: {content} {problem}")
 
 
 def boxes_by_frame(rows: pd.DataFrame) -> dict[tuple[str, float], np.ndarray]:
@@ -166,7 +156,7 @@ def boxes_by_frame(rows: pd.DataFrame) -> dict[tuple[str, float], np.ndarray]:
 
 
 def _report(path: Path, keyframes: Sequence[Keyframe], left_out: Counter[str]) -> None:
-    """Log what was taken and what was not."""
+    """Log how many boxes were used and how many left out."""
     counts = [len(keyframe.proposals) for keyframe in keyframes if keyframe.proposals is not None]
     logger.info(
         "%s: %d proposals of %d keyframes, annotated boxes included in training", path, sum(counts), len(counts)
@@ -175,4 +165,4 @@ def _report(path: Path, keyframes: Sequence[Keyframe], left_out: Counter[str]) -
         if count:
             logger.info("%s: %d detected boxes are left out: %s", path, count, reason)
     if 0 in counts:
-        logger.warning("%s: %d keyframes have no box, nobody is found there", path, counts.count(0))
+        logger.info("%s: %d keyframes have no box, so nobody is found there", path, counts.count(0))

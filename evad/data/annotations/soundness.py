@@ -1,4 +1,4 @@
-"""What annotation lines alone give away: wrong units, swapped columns, shifted labels, leaks, empty classes."""
+"""What annotation lines show without any video: wrong units, swapped columns, shifted labels, leaks, empty classes."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 
-from evad.data.annotations.findings import MAX_EXAMPLES, Finding
-from evad.data.annotations.keyframes import UNKNOWN, Annotations
-from evad.data.annotations.table import BOX, row_finding
+from evad.data.annotations.classes import UNKNOWN
+from evad.data.annotations.findings import MAX_EXAMPLES, Finding, listed
+from evad.data.annotations.keyframes import SPLITS, Annotations
+from evad.data.annotations.table import row_finding
+from evad.files.csv_rows import BOX
 
-SPLITS = ("train", "val")
-
-MOST = 0.5  # share of the lines that makes a mistake one of the whole file
-EDGE = 1e-6  # rounding of fractions that end at the frame's edge
+MOST = 0.5  # a mistake in a larger share of the lines is one of the whole file
+EDGE = 1e-6  # tolerance for fractions that end at the frame's edge
 
 
 def annotation_findings(annotations: Annotations) -> list[Finding]:
-    """Everything that can be said without opening a video."""
-    checks = (_splits, _leaks, _class_examples)
+    """Everything that can be found without opening a video."""
+    checks = (_shifted, _splits, _leaks, _class_examples)
     return [*line_findings(annotations), *(finding for check in checks for finding in check(annotations))]
 
 
 def line_findings(annotations: Annotations) -> list[Finding]:
-    """What is wrong with the lines, whichever split they belong to."""
+    """What is wrong with the lines of one or more splits, each taken alone."""
     checks = (_times, _box_order, _box_scale, _box_area, _labels, _duplicates)
     return [*annotations.findings, *(finding for check in checks for finding in check(annotations))]
 
@@ -45,8 +45,8 @@ def _times(annotations: Annotations) -> list[Finding]:
         rows["time"] < clock.first,
         "time-before-start",
         "error",
-        f"the time is before {clock.first:g}, at which videos are said to begin",
-        "correct the time, or data.first_time (AVA: data.video_start_second): what it says at a video's first frame",
+        f"the time is before {clock.first:g}, the start of the videos",
+        "correct the time, or set data.first_time (AVA: data.video_start_second) to the time of a video's first frame",
     )
     if clock.unit == "frames":
         fractional = rows["time"] != rows["time"].round()
@@ -68,10 +68,10 @@ def _box_order(annotations: Annotations) -> list[Finding]:
     message, remedy, kind = "the box is inverted (x2 < x1 or y2 < y1)", "write x1 <= x2 and y1 <= y2", "box-inverted"
     systematic = inverted.sum() >= 3 and inverted.mean() > 0.2
     if systematic and pairs:
-        message = f"{message}, while read as x1, x2, y1, y2 every box is sound"
+        message = f"{message}, but read as x1, x2, y1, y2 every box is sound"
         remedy, kind = "write the corners as x1, y1, x2, y2", "box-column-order"
     elif systematic and sizes:
-        message = f"{message}, while read as x, y, width, height every box is sound"
+        message = f"{message}, but read as x, y, width, height every box is sound"
         remedy, kind = "write x2 = x + width and y2 = y + height", "box-width-height"
     return row_finding(people, inverted, kind, "error", message, remedy)
 
@@ -97,7 +97,7 @@ def _box_scale(annotations: Annotations) -> list[Finding]:
 
 
 def outside_frame(people: pd.DataFrame, fractions: np.ndarray, annotations: Annotations) -> list[Finding]:
-    """Boxes wholly or partly outside the frame.
+    """Boxes completely or partly outside the frame.
 
     Args:
         people: Rows with boxes.
@@ -124,20 +124,20 @@ def _box_area(annotations: Annotations) -> list[Finding]:
 
 
 def _labels(annotations: Annotations) -> list[Finding]:
-    """Labels that are no class; ids that count from the wrong number."""
+    """Labels that are not a class; ids that count from the wrong number."""
     people, classes = annotations.people, annotations.classes
     unknown = people["class_id"] == UNKNOWN
     if not annotations.given_classes:
-        remedy = "write the label, or remove the box too where nobody is to be seen"
+        remedy = "write the label, or remove the box as well if nobody is there"
         empty = row_finding(people, unknown, "unknown-label", "error", "the box has no label", remedy)
         return [*empty, *_similar_names(annotations)]
     if not unknown.any():
-        return _shifted(annotations)
+        return []
     texts = Counter(people.loc[unknown, "label"])
     numbers = {int(text) for text in people["label"].unique() if text.lstrip("-").isdecimal()}
     first, last = min(classes), max(classes)
     span = f"{len(classes)} classes with ids {first} to {last}"
-    kind, message = "unknown-label", f"not among the {span}: {_listed(texts)}"
+    kind, message = "unknown-label", f"not among the {span}: {listed(texts)}"
     remedy = "add the class to the label list, or correct the label"
     if set(texts) == {str(first - 1)}:
         kind, message = (
@@ -154,18 +154,20 @@ def _labels(annotations: Annotations) -> list[Finding]:
 
 
 def _shifted(annotations: Annotations) -> list[Finding]:
-    """All ids are known, but the last class has none: they may count from one too low."""
+    """Known ids that never use the last class, so may count from one too low."""
     present = set(annotations.people["class_id"])
+    if not annotations.given_classes or UNKNOWN in present:
+        return []
     first, last = min(annotations.classes), max(annotations.classes)
     numeric = all(text.isdecimal() for text in annotations.people["label"].unique())
     if not numeric or first != 1 or last in present or len(present) < len(annotations.classes) - 2:
         return []
     message = f"no line has label {last} ({annotations.classes[last]!r}), the last one; ids may count from 0"
-    return [Finding("labels-from-0", "warning", message, "look at the labels in the picture of examples")]
+    return [Finding("labels-from-0", "warning", message, "compare the labels with the picture of examples")]
 
 
 def _similar_names(annotations: Annotations) -> list[Finding]:
-    """Names that differ by capitals or spaces only, where the classes are those of the lines."""
+    """Names that differ only by capitals or spaces, where the lines give the classes."""
     spellings: dict[str, list[str]] = {}
     for name in annotations.classes.values():
         spellings.setdefault("".join(name.lower().replace("_", " ").split()), []).append(name)
@@ -196,7 +198,7 @@ def _duplicates(annotations: Annotations) -> list[Finding]:
 
 
 def _leaks(annotations: Annotations) -> list[Finding]:
-    """Videos and instants that are both trained on and validated."""
+    """Videos and keyframes that are in train and in val."""
     train, val = (annotations.of(split) for split in SPLITS)
     shared = val[val["video"].isin(set(train["video"]))]
     if shared.empty:
@@ -207,7 +209,7 @@ def _leaks(annotations: Annotations) -> list[Finding]:
     message = f"{len(videos)} videos are in train and val, so the validation scores are too good"
     remedy = "keep each video in one split"
     found = [Finding("leak-video", "warning", message, remedy, len(videos), tuple(videos[:MAX_EXAMPLES]))]
-    message = "the instant is in train and in val: the validation measures memory"
+    message = "the keyframe is in train and in val, so the validation tests what was trained on"
     return found + row_finding(
         same.drop_duplicates(["video", "time"]), np.ones(len(same.drop_duplicates(["video", "time"]))),
         "leak-keyframe", "error", message, remedy,
@@ -215,7 +217,7 @@ def _leaks(annotations: Annotations) -> list[Finding]:
 
 
 def _class_examples(annotations: Annotations) -> list[Finding]:
-    """Classes nobody performs, and how uneven the others are."""
+    """Classes without examples, and how uneven the others are."""
     counts = class_counts(annotations)
     counts = counts[counts.index.isin(annotations.evaluated)]
     if counts.empty:
@@ -225,7 +227,7 @@ def _class_examples(annotations: Annotations) -> list[Finding]:
         empty = [f"{annotations.classes[number]} (id {number})" for number in counts.index[counts[split] == 0]]
         severity = "info" if split == "val" else "warning"
         if empty:
-            message = f"{len(empty)} of {len(counts)} classes have no {split} example and {other}: {_listed(empty)}"
+            message = f"{len(empty)} of {len(counts)} classes have no {split} example and {other}: {listed(empty)}"
             remedy = "" if split == "val" else "annotate examples, or take the class off the label list"
             found.append(Finding(f"class-empty-{split}", severity, message, remedy, len(empty)))  # type: ignore[arg-type]
     train = counts["train"][counts["train"] > 0]
@@ -241,8 +243,3 @@ def _closest(texts: Counter[str], names: list[str]) -> str:
     """`running for runing`: class names close to the unknown labels."""
     pairs = ((text, difflib.get_close_matches(text, names, n=1)) for text in list(texts)[:MAX_EXAMPLES])
     return ", ".join(f"{close[0]!r} for {text!r}" for text, close in pairs if close)
-
-
-def _listed(names) -> str:  # type: ignore[no-untyped-def]  # any iterable of text
-    names = list(names)
-    return ", ".join(map(str, names[:MAX_EXAMPLES])) + (", ..." if len(names) > MAX_EXAMPLES else "")

@@ -1,9 +1,10 @@
-"""Annotation tables in the dialects people bring: every line is read, and every bad one is kept and named.
+"""Annotation tables in many dialects: every line is read, and bad ones are kept and reported.
 
-Two layouts are told apart by their first line:
+Strict readers read the same way and then call `evad.data.annotations.findings.require_sound`, which raises if a line
+is wrong. Two layouts are told apart by their first line:
 
 - with a header that names the columns, in any order: `video`, `time` (seconds) or `frame`, `x1`, `y1`, `x2`, `y2`,
-  `label`, and if wanted `actor` and `split`;
+  `label`, and optionally `actor` and `split`;
 - AVA's, without a header: `video, second, x1, y1, x2, y2, label[, actor]`, or `video, second` alone.
 
 Fields are separated by commas, tabs, semicolons or spaces, with or without quotes. A line whose box and label are empty
@@ -22,11 +23,10 @@ import pandas as pd
 
 from evad.data.annotations.findings import MAX_EXAMPLES, Finding
 from evad.data.video.sources import VIDEO_SUFFIXES
-from evad.files.text_table import TextTable, read_text_table
+from evad.files.csv_rows import BOX, TextTable, read_text
 
 TimeUnit = Literal["seconds", "frames"]
 
-BOX = ["x1", "y1", "x2", "y2"]
 NUMBERS = ["time", *BOX]
 AVA_COLUMNS = ("video", "time", *BOX, "label", "actor")
 AVA_WIDTHS: tuple[int, ...] = (2, 7, 8)
@@ -55,7 +55,7 @@ class AnnotationTable:
             `time` and BOX (float64, NaN where there is no number), `label`, `actor`, `split` (text, empty if absent),
             `nobody` (no box and no label) and `valid` (every number is one).
         unit: What `time` counts.
-        findings: Lines that cannot be read, and how the file was understood.
+        findings: Lines that cannot be read, and how the file was read.
     """
 
     rows: pd.DataFrame
@@ -63,37 +63,41 @@ class AnnotationTable:
     findings: list[Finding]
 
 
-def read_table(path: str | Path, ava_widths: tuple[int, ...] = AVA_WIDTHS) -> AnnotationTable:
+def read_table(path: str | Path, ava_widths: tuple[int, ...] | None = None) -> AnnotationTable:
     """Every line of an annotation file.
 
     Args:
         path: The file.
-        ava_widths: Numbers of columns that a line in AVA's layout may have.
+        ava_widths: Numbers of columns that a line may have, of a file in AVA's layout; None: the first line tells the
+            layout.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It has no lines, is no text, or its header lacks a column.
+        ValueError: It has no lines, is not text, or its header lacks a column.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such annotation file; check the data root and the file's name")
-    text = read_text_table(path)
+    text = read_text(path)
+    if not len(text.lines):
+        raise ValueError(f"{path}: the file has no lines; check the path and whether the file is complete")
     header = text.record(0)
     is_data = np.ones(len(text.lines), dtype=bool)
-    if _is_ava(header):
-        columns, widths, understood = dict(zip(AVA_COLUMNS, range(8))), ava_widths, "no header: AVA's columns"
+    if ava_widths is not None or _is_ava(header):
+        columns, widths = dict(zip(AVA_COLUMNS, range(8))), ava_widths or AVA_WIDTHS
+        layout = "no header: AVA's columns"
     else:
         columns, renamed = _columns(path, header)
-        widths, understood = (len(header),), f"header{renamed}"
+        widths, layout = (len(header),), f"header{renamed}"
         is_data[0] = False
     unit: TimeUnit = "frames" if "frame" in columns else "seconds"
     fits = np.isin(text.widths, widths)
     rows = _rows(path, text, is_data & fits, columns)
-    message = f"{len(rows)} lines, fields separated by {text.dialect}, {understood}; times in {unit}"
+    message = f"{len(rows)} lines, fields separated by {text.dialect}, {layout}; times in {unit}"
     found = [
         Finding("layout", "info", message, examples=(str(path),)),
         *_wrong_widths(path, text, np.flatnonzero(is_data & ~fits), widths),
-        *not_numbers(rows),
+        *_not_numbers(rows),
     ]
     return AnnotationTable(rows, unit, found)
 
@@ -117,11 +121,9 @@ def describe(row) -> str:  # type: ignore[no-untyped-def]  # a named tuple of pa
     return f"{place}video {row.video}, {row.timestamp}{box}{label}"
 
 
-def not_numbers(rows: pd.DataFrame) -> list[Finding]:
-    """Lines with a time or a box coordinate that is no finite number."""
-    remedy = (
-        "write plain numbers with a decimal point, and leave box and label both empty for an instant with nobody in it"
-    )
+def _not_numbers(rows: pd.DataFrame) -> list[Finding]:
+    """Lines with a time or a box coordinate that is not a finite number."""
+    remedy = "write plain numbers with a decimal point; to annotate that nobody is in view, leave box and label empty"
     return row_finding(rows, ~rows["valid"], "not-a-number", "error", "the time or the box is not a number", remedy)
 
 
@@ -137,7 +139,7 @@ def _is_ava(first: Sequence[str]) -> bool:
 
 
 def _columns(path: Path, header: Sequence[str]) -> tuple[dict[str, int], str]:
-    """Place of each known column, and words about those that are called otherwise or not read."""
+    """Place of each known column, and a text about those with another name and those not read."""
     columns: dict[str, int] = {}
     renamed, unread = [], []
     for place, spelt in enumerate(header):
@@ -179,26 +181,22 @@ def _wrong_widths(path: Path, text: TextTable, bad: np.ndarray, widths: tuple[in
 def _rows(path: Path, text: TextTable, kept: np.ndarray, columns: dict[str, int]) -> pd.DataFrame:
     """The table of `AnnotationTable.rows`."""
 
-    def distinct(name: str) -> tuple[np.ndarray, np.ndarray]:
-        """The distinct texts of a column, and which of them each row has: there are far fewer of them than rows."""
-        place = columns.get(name, len(text.columns))
-        if place >= len(text.columns):
-            return np.array([""], dtype=object), np.zeros(int(kept.sum()), np.int64)
-        codes, texts = pd.factorize(np.array(text.columns[place], dtype=object)[kept])
-        return np.array([value.strip() for value in texts], dtype=object), codes
+    def column(name: str) -> tuple[np.ndarray, np.ndarray]:
+        texts, codes = text.column(columns.get(name, len(text.columns)))
+        return texts, codes[kept]
 
-    time_texts, time_codes = distinct("frame" if "frame" in columns else "time")
-    videos, video_codes = distinct("video")
+    times, time_codes = column("frame" if "frame" in columns else "time")
+    videos, video_codes = column("video")
     names = np.array([_video_name(video) for video in videos], dtype=object)
     rows = pd.DataFrame({"line": text.lines[kept]}).assign(file=str(path), video=names[video_codes])
-    rows["timestamp"] = time_texts[time_codes]
-    rows["time"] = _numbers(time_texts)[time_codes]
+    rows["timestamp"] = times[time_codes]
+    rows["time"] = _numbers(times)[time_codes]
     for name in ("label", "actor", "split"):
-        texts, codes = distinct(name)
+        texts, codes = column(name)
         rows[name] = texts[codes]
     blank = rows["label"].to_numpy() == ""
     for name in BOX:
-        texts, codes = distinct(name)
+        texts, codes = column(name)
         rows[name] = _numbers(texts)[codes]
         blank = blank & (texts == "")[codes]
     rows["nobody"] = blank
@@ -208,7 +206,7 @@ def _rows(path: Path, text: TextTable, kept: np.ndarray, columns: dict[str, int]
 
 
 def _numbers(texts: np.ndarray) -> np.ndarray:
-    """Texts as float64, NaN where one is no number."""
+    """Texts as float64, NaN where one is not a number."""
     return pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").to_numpy(np.float64)
 
 

@@ -1,4 +1,4 @@
-"""Tubes -> keyframes."""
+"""Keyframes from annotated tubes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from typing import Literal
 
 import numpy as np
 
-from evad.files.tube_packages import (
-    TubeAnnotations,
-)
+from evad.files.tube_packages import TubeAnnotations
 from evad.structures import Keyframe
 
 
-def keyframes(
+def tube_keyframes(
     annotations: TubeAnnotations,
     split: int,
     subset: Literal["train", "test"] = "train",
@@ -23,7 +21,7 @@ def keyframes(
     """Every annotated frame of a subset as a keyframe.
 
     A box covers its corner pixels, so the whole frame, pixels 0 to width - 1, is 0 to 1. Boxes that reach outside the
-    frame are clipped, boxes wholly outside are left out, and a warning counts both.
+    frame are clipped, boxes completely outside are left out, and warnings count both.
 
     Args:
         annotations: The data set.

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from rich.progress import track
 
-from evad.data.annotations.findings import MAX_EXAMPLES, Finding
+from evad.data.annotations.findings import MAX_EXAMPLES, Finding, listed
 from evad.data.annotations.keyframes import Annotations, Clock, VideoInfo
 from evad.data.annotations.soundness import outside_frame
-from evad.data.annotations.table import BOX, row_finding
+from evad.data.annotations.table import row_finding
 from evad.data.video.errors import VideoError, VideoReader
+from evad.data.video.sources import ReaderSource
+from evad.files.csv_rows import BOX
 
 OpenReader = Callable[[str], VideoReader]
 
@@ -23,7 +24,7 @@ READ_ERRORS = (VideoError, OSError, ValueError, IndexError)
 AVA_FRAMES, AVA_FPS = 27_030, 30
 """Frames of AVA's 15-minute cuts, extracted at 30 per second."""
 
-_MANY = 50  # videos that deserve a progress bar
+_MANY = 50  # videos; from here on a progress bar is shown
 
 
 def probe(open_reader: OpenReader, videos: Sequence[str]) -> tuple[dict[str, VideoInfo], list[Finding]]:
@@ -31,12 +32,12 @@ def probe(open_reader: OpenReader, videos: Sequence[str]) -> tuple[dict[str, Vid
 
     def look(video: str) -> VideoInfo | str:
         try:
-            return _info(open_reader(video))
+            return video_info(open_reader(video))
         except READ_ERRORS as error:
             return f"video {video}: {error}"
 
-    with ThreadPoolExecutor() as pool:
-        answers = list(track(pool.map(look, videos), "Opening videos", len(videos), disable=len(videos) < _MANY))
+    # One after another: threads that scan files with PyAV wait for each other longer than they work.
+    answers = [look(video) for video in track(videos, "Opening videos", disable=len(videos) < _MANY)]
     infos = {video: answer for video, answer in zip(videos, answers) if isinstance(answer, VideoInfo)}
     return infos, undecodable([answer for answer in answers if isinstance(answer, str)])
 
@@ -49,16 +50,26 @@ def undecodable(failures: Sequence[str]) -> list[Finding]:
     return [Finding("video-undecodable", "error", message, remedy, len(failures), tuple(failures[:MAX_EXAMPLES]))]
 
 
-def missing_videos(split: str, missing: Sequence[str], where: object) -> list[Finding]:
-    """A finding about videos that are annotated but not there."""
+def missing_videos(split: str, videos: Sequence[str], source: ReaderSource) -> list[Finding]:
+    """A finding about annotated videos that are not there.
+
+    Args:
+        split: What the videos are of.
+        videos: Those annotated.
+        source: Where they are looked for.
+    """
+    missing = source.missing(videos)
     if not missing:
         return []
-    message = f"{len(missing)} annotated videos of {split} are not in {where}"
-    remedy = "add them, correct their names, or remove their lines"
-    return [Finding("video-missing", "error", message, remedy, len(missing), tuple(missing[:MAX_EXAMPLES]))]
+    message = (
+        f"{len(missing)} of {len(videos)} {split} videos ({listed(missing)}) are not in {source.where(missing[0])}"
+    )
+    remedy = "add them, correct their names, or remove their lines from the annotations"
+    return [Finding("video-missing", "error", message, remedy, len(missing))]
 
 
-def _info(reader: VideoReader) -> VideoInfo:
+def video_info(reader: VideoReader) -> VideoInfo:
+    """Length, rate and size of an open video."""
     return VideoInfo(reader.num_frames, reader.fps, reader.height, reader.width, reader.times)
 
 

@@ -1,4 +1,4 @@
-"""What only decoded frames can tell: videos that break, boxes that lie beside what moves."""
+"""What only decoded frames show: videos that cannot be decoded, boxes that lie beside what moves."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from evad.data.annotations.findings import Finding
 from evad.data.annotations.keyframes import Clock, VideoInfo
-from evad.data.annotations.videos import (
-    READ_ERRORS,
-    OpenReader,
-    _info,
-)
+from evad.data.annotations.videos import READ_ERRORS, OpenReader, video_info
 from evad.data.clips.sampling import ClipSampler
 from evad.data.video.errors import VideoReader
+from evad.metrics.frame_ap import box_iou
 from evad.structures import Keyframe
 
 _CHUNK = 64  # frames read at once
@@ -44,11 +41,11 @@ class VideoJob:
 
 @dataclass(frozen=True)
 class VideoReport:
-    """What came of a `VideoJob`.
+    """Result of a `VideoJob`.
 
     Attributes:
         job: The job.
-        info: None if the video could not be opened.
+        info: Facts about the video; None if it could not be opened.
         failure: Why it could not be read; empty if it could.
         contrasts: (m, 2) see `picture_contrasts`.
     """
@@ -91,7 +88,7 @@ class VideoCheck(Dataset[VideoReport]):
         job, info, contrasts = self.jobs[index], None, np.zeros((0, 2))
         try:
             reader = self.open_readers[job.split](job.video)
-            info = _info(reader)
+            info = video_info(reader)
             clips = {place: clip for place, time in enumerate(job.times) if len(clip := self.clip(time, job, reader))}
             wanted = np.unique(np.concatenate([np.zeros(0, np.int64), *clips.values()]))
             for start in range(0, len(wanted), _CHUNK):
@@ -124,7 +121,7 @@ class VideoCheck(Dataset[VideoReport]):
 
 
 def picture_contrasts(frames: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """How much more there is to see inside the boxes than inside the same boxes with x and y swapped.
+    """How much more edges and motion there are inside the boxes than inside the same boxes with x and y swapped.
 
     Actors have edges and move. Boxes that swapping hardly changes (IoU above 0.5), and unsound ones, are left out.
 
@@ -140,13 +137,13 @@ def picture_contrasts(frames: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     down, right = np.gradient(grey[len(grey) // 2])
     edges = np.abs(down) + np.abs(right)
     inside = ((boxes >= -0.1) & (boxes <= 1.1)).all(axis=1) & (boxes[:, :2] < boxes[:, 2:]).all(axis=1)
-    kept = [box for box in boxes[inside] if _iou(box, box[[1, 0, 3, 2]]) <= 0.5]
+    inside &= box_iou(boxes, boxes[:, [1, 0, 3, 2]]) <= 0.5
     ratios = [
         [
             np.log((_mean_inside(picture, box) + 0.5) / (_mean_inside(picture, box[[1, 0, 3, 2]]) + 0.5))
             for picture in (edges, motion)
         ]
-        for box in kept
+        for box in boxes[inside]
     ]
     return np.array(ratios).reshape(-1, 2)
 
@@ -159,12 +156,6 @@ def _mean_inside(picture: np.ndarray, box: np.ndarray) -> float:
     return float(picture[top : max(round(y2), top + 1), left : max(round(x2), left + 1)].mean())
 
 
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-    overlap = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None).prod()
-    union = (a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - overlap
-    return float(overlap / union) if union > 0 else 1.0
-
-
 def swapped_finding(reports: Sequence[VideoReport]) -> list[Finding]:
     """Boxes that fit the pictures better with x and y swapped; each video has one vote."""
     votes = np.array([report.contrasts.mean(axis=0) for report in reports if len(report.contrasts)]).reshape(-1, 2)
@@ -175,11 +166,11 @@ def swapped_finding(reports: Sequence[VideoReport]) -> list[Finding]:
     spread = max(total.std(ddof=1) / np.sqrt(len(total)), 1e-9)
     if against < 0.7 or total.mean() / spread > -2:
         return []
-    # Beyond doubt only if edges and motion agree: of a static camera, edges alone may be those of the background.
+    # Certain only if edges and motion agree: with a static camera, edges alone may be those of the background.
     certain = against >= 0.8 and (votes.mean(axis=0) < -0.1).all() and total.mean() / spread < -3
     message = (
-        f"x and y of the boxes look swapped: in {against:.0%} of {len(votes)} videos there is more to see (edges, "
-        "motion) where the boxes lie after swapping"
+        f"x and y of the boxes look swapped: in {against:.0%} of {len(votes)} videos the swapped boxes hold more edges "
+        "and motion"
     )
     remedy = "look at the picture of examples; columns are x1, y1, x2, y2"
     return [Finding("boxes-swapped", "error" if certain else "warning", message, remedy)]

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from evad.data.annotations.keyframes import UNKNOWN, Annotations, VideoInfo
-from evad.data.annotations.soundness import SPLITS, annotation_findings, class_counts
-from evad.data.annotations.table import BOX
+from evad.data.annotations.classes import UNKNOWN
+from evad.data.annotations.keyframes import SPLITS, Annotations, VideoInfo
+from evad.data.annotations.soundness import annotation_findings, class_counts
 from evad.data.annotations.videos import READ_ERRORS, frame_count_findings, undecodable, video_findings
 from evad.data.check.frames import VideoCheck, VideoJob, VideoReport, read_videos, swapped_finding
 from evad.data.check.proposals import proposal_findings
-from evad.data.check.quick import look_for_videos, unreadable
+from evad.data.check.quick import look_for_videos, sources, unreadable
 from evad.data.check.report import ClassSummary, Example, Report, SplitSummary
-from evad.data.check.scan import scan, sources
 from evad.data.clips.ava import AVADataModule
 from evad.data.clips.datamodule import ActionDataModule
+from evad.files.csv_rows import BOX
 
 EXAMPLES = 24  # pictures on the sheet
 
@@ -32,10 +32,10 @@ def full_check(datamodule: ActionDataModule) -> tuple[Report, list[Example]]:
     root = str(getattr(datamodule, "root", type(datamodule).__name__))
     try:
         datamodule.prepare_data()
-        annotations = scan(datamodule)
+        annotations = datamodule.scan()
         opened = sources(datamodule, annotations)
         findings, gone = look_for_videos(annotations, opened)
-    except (ValueError, OSError) as error:
+    except READ_ERRORS as error:
         return Report(root, {}, [], [unreadable(error)]), []
     findings = annotation_findings(annotations) + proposal_findings(datamodule, annotations) + findings
     pixels = annotations.boxes == "pixels"
@@ -65,7 +65,7 @@ def _jobs(annotations: Annotations, gone: set[str]) -> list[VideoJob]:
 
 
 def _split_summaries(annotations: Annotations) -> dict[str, SplitSummary]:
-    summaries = {}
+    summaries: dict[str, SplitSummary] = {}
     for split in SPLITS:
         rows = annotations.of(split)
         people = rows[~rows["nobody"]]

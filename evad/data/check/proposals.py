@@ -10,7 +10,7 @@ from evad.data.clips.datamodule import ActionDataModule
 
 
 def proposal_findings(datamodule: ActionDataModule, annotations: Annotations) -> list[Finding]:
-    """What is wrong with the files of `data.proposals`; nothing where none is given.
+    """What is wrong with the files of `data.proposals`; empty if there are none.
 
     Args:
         datamodule: Any data module of this package; those of AVA's layout can have proposals.
@@ -43,7 +43,7 @@ def _split_findings(datamodule: AVADataModule, annotations: Annotations, split: 
         return []
     message = f"the {split} keyframe has people, but no detected box with a score of {threshold:g} or more"
     if len(empty) < len(instants):
-        consequence = "nobody is found there" if split == "val" else "the annotated boxes alone are trained there"
+        consequence = "nobody is found there" if split == "val" else "only the annotated boxes are trained there"
         remedy = f"{consequence}, unless you lower data.proposals.threshold"
         return [Finding("proposals-none", "warning", message, remedy, len(empty), tuple(empty[:MAX_EXAMPLES]))]
     remedy = "name videos and seconds as the annotations do, or lower data.proposals.threshold"

@@ -1,48 +1,55 @@
-"""The part of `evad.data.check` that needs no frames: before training, and when a validation finds nothing."""
+"""The part of `evad.data.check` that reads no frames, and an explanation for a validation that finds nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from evad.data.annotations.findings import Finding
-from evad.data.annotations.keyframes import Annotations
+from evad.data.annotations.keyframes import SPLITS, Annotations
 from evad.data.annotations.soundness import annotation_findings
-from evad.data.annotations.videos import missing_videos
+from evad.data.annotations.videos import READ_ERRORS, missing_videos
 from evad.data.check.proposals import proposal_findings
-from evad.data.check.scan import scan, sources
-from evad.data.clips.datamodule import ActionDataModule, ReaderSource
+from evad.data.clips.datamodule import ActionDataModule
+from evad.data.video.sources import ReaderSource
 
 ZERO_CAUSES: dict[str, tuple[str, ...]] = {
-    "labels are no classes, or count from 0 instead of 1": ("labels-from-0", "labels-from-1", "unknown-label"),
-    "boxes are pixels instead of fractions or the reverse": (
+    "labels that are not classes, or that count from 0 instead of 1": (
+        "labels-from-0",
+        "labels-from-1",
+        "unknown-label",
+    ),
+    "boxes in pixels instead of fractions, or the reverse": (
         "pixels-as-fractions",
         "fractions-as-pixels",
         "box-outside",
         "box-overhang",
     ),
-    "corners are in another order than x1, y1, x2, y2": ("box-column-order", "box-width-height", "box-inverted"),
-    "times count otherwise": ("time-before-start", "frame-not-whole", "seconds-left-out"),
-    "classes have no training examples": ("class-empty-train", "no-classes", "empty-split"),
-    "detected boxes are not those of the keyframes": ("proposals-unreadable", "proposals-elsewhere", "proposals-none"),
-    "the annotations cannot be read": ("unreadable", "not-a-number", "line-columns", "video-missing"),
+    "corners in another order than x1, y1, x2, y2": ("box-column-order", "box-width-height", "box-inverted"),
+    "times in another unit or with another start": ("time-before-start", "frame-not-whole", "seconds-left-out"),
+    "classes without training examples": ("class-empty-train", "no-classes", "empty-split"),
+    "detected boxes of other keyframes": ("proposals-unreadable", "proposals-elsewhere", "proposals-none"),
+    "annotations that cannot be read": ("unreadable", "not-a-number", "line-columns", "video-missing"),
 }
-"""Usual causes of a validation mAP of 0, each with the findings that speak for it."""
+"""Usual causes of a validation mAP of 0, each with the findings that point to it."""
 
 FEW_STEPS = 1000
 
 
 def quick_check(datamodule: ActionDataModule) -> list[Finding]:
-    """What is wrong with a data set as far as annotations and file names tell; decodes nothing.
+    """What is wrong with a data set as far as annotations and file names show; decodes nothing.
+
+    The annotations stay in `datamodule.scanned`, so that `setup` need not read them again.
 
     Args:
         datamodule: Any data module of this package; `setup` need not have been called.
     """
     try:
         datamodule.prepare_data()
-        annotations = scan(datamodule)
+        annotations = datamodule.scanned or datamodule.scan()
         found, _ = look_for_videos(annotations, sources(datamodule, annotations))
-    except (ValueError, OSError) as error:
+    except READ_ERRORS as error:
         return [unreadable(error)]
+    datamodule.scanned = annotations
     return annotation_findings(annotations) + proposal_findings(datamodule, annotations) + found
 
 
@@ -51,31 +58,50 @@ def unreadable(error: Exception) -> Finding:
     return Finding("unreadable", "error", str(error))
 
 
+def sources(datamodule: ActionDataModule, annotations: Annotations) -> dict[str, ReaderSource]:
+    """Where the pixels of each split are that has any annotation."""
+    return {split: datamodule.source(split) for split in SPLITS if len(annotations.of(split))}
+
+
 def look_for_videos(annotations: Annotations, opened: Mapping[str, ReaderSource]) -> tuple[list[Finding], set[str]]:
     """Findings about annotated videos that are not there, and the names of those."""
     found, gone = [], set()
     for split, source in opened.items():
-        missing = source.missing(list(annotations.of(split)["video"].unique()))
-        found += missing_videos(split, missing, source.root)
-        gone |= set(missing)
+        videos = list(annotations.of(split)["video"].unique())
+        found += missing_videos(split, videos, source)
+        gone |= set(source.missing(videos))
     return found, gone
 
 
-def explain_zero_map(datamodule: ActionDataModule, steps: int) -> str:
-    """Which usual causes of a validation mAP of 0 apply, to log beside it.
+def explain_zero_map(findings: Sequence[Finding], detections: int, persons_found: int, steps: int | None = None) -> str:
+    """Which usual causes of a validation mAP of 0 apply, to log once beside it.
 
     Args:
-        datamodule: The run's data.
-        steps: Optimizer steps so far.
+        findings: What is known about the data: `ActionDataModule.findings`.
+        detections: Number of detected boxes.
+        persons_found: How many annotated persons they overlap, whatever their action.
+        steps: Optimizer steps so far; None: not training.
     """
-    findings = [finding for finding in quick_check(datamodule) if finding.severity != "info"]
-    lines, absent = [], []
+    lines, absent = [f"  what was found: {_symptom(detections, persons_found)}"], []
     for cause, kinds in ZERO_CAUSES.items():
-        speaking = [finding for finding in findings if finding.kind in kinds]
-        lines += [f"  applies: {cause}: {finding}" for finding in speaking]
-        absent += [] if speaking else [cause]
-    if steps < FEW_STEPS:
+        signs = [finding for finding in findings if finding.kind in kinds and finding.severity != "info"]
+        lines += [f"  applies: {cause}: {finding}" for finding in signs]
+        absent += [] if signs else [cause]
+    if steps is not None and steps < FEW_STEPS:
         lines.append(f"  may apply: {steps} optimizer steps are few; without pretrained weights it takes thousands")
-    lines += [f"  no sign: {cause}" for cause in absent]
-    lines.append("  only pictures tell: x and y swapped, frames given as seconds; run python -m evad.data.check")
+    lines += [f"  no sign of: {cause}" for cause in absent]
+    lines.append("  only pictures show: x and y swapped, frames given as seconds; run python -m evad.data.check")
     return "mAP is 0. The usual causes:\n" + "\n".join(lines)
+
+
+def _symptom(detections: int, persons_found: int) -> str:
+    if not detections:
+        return "no detections; is the person-score threshold above every score, or training too short?"
+    if not persons_found:
+        return (
+            "no detected box overlaps an annotated person enough; are the annotated boxes x before y and fractions of "
+            "the frame, and the timestamps those of the video?"
+        )
+    return (
+        f"{persons_found} persons, but none with the right action; do the action ids count from 1 as in the label map?"
+    )

@@ -45,7 +45,7 @@ class ClassSummary:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything a check has to say.
+    """Everything that a check found out.
 
     Attributes:
         data_set: Its folder.
@@ -82,7 +82,7 @@ def write_json(report: Report, path: Path) -> None:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print tables of splits and classes, then the findings, worst last so that they end up in sight."""
+    """Print tables of splits and classes, then the findings, the worst last, where they are seen."""
     console.rule(f"[bold]{escape(report.data_set)}")
     console.print(_splits_table(report))
     if report.classes:
@@ -95,7 +95,7 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def _splits_table(report: Report) -> Table:
-    table = Table("split", *(column for column in SplitSummary.__dataclass_fields__), title="What there is")
+    table = Table("split", *(column for column in SplitSummary.__dataclass_fields__), title="Size")
     for name, split in report.splits.items():
         table.add_row(name, *(f"{value:,}" for value in vars(split).values()))
     return table
@@ -123,13 +123,13 @@ def _print_finding(finding: Finding, console: Console) -> None:
 
 @dataclass(frozen=True)
 class Example:
-    """A keyframe to look at.
+    """A keyframe of the picture of examples.
 
     Attributes:
         caption: Split, video and time.
         image: (H, W, 3) uint8 RGB.
         boxes: (n, 4) xyxy as fractions.
-        texts: What each box's actor does.
+        texts: Actions of each box.
     """
 
     caption: str
@@ -158,7 +158,7 @@ def _cell(example: Example) -> Image.Image:
     size = (_CELL - 8, max(round(height * scale), 1))
     image = np.asarray(Image.fromarray(example.image).resize(size, Image.Resampling.BICUBIC))
     boxes = example.boxes * np.tile(np.array(size, dtype=np.float64), 2)
-    # Corners in order and in sight, so that boxes in a wrong unit or order can be drawn at all.
+    # Corners ordered and clipped to the picture, so that boxes in a wrong unit or order can be drawn at all.
     corners = np.concatenate([np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])], axis=1)
     limits = np.tile(np.array(size) - 1, 2)
     truth = list(zip(corners.clip(0, limits).tolist(), example.texts))

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from torchmetrics import Metric
-
-from evad.data.annotations.ava import VALID_SECONDS, read_ava_keyframes, read_frame_lists
+from evad.data.annotations.ava import VALID_SECONDS, read_frame_lists, scan_ava
+from evad.data.annotations.findings import require_sound
+from evad.data.annotations.keyframes import SPLITS, Annotations, Split, make_keyframes
 from evad.data.annotations.proposals import ProposalFiles
-from evad.data.clips.datamodule import (
-    ActionDataModule,
-    ReaderSource,
-    Split,
-)
+from evad.data.annotations.soundness import line_findings
+from evad.data.clips.datamodule import ActionDataModule, Loading
 from evad.data.clips.sampling import ClipSampler
 from evad.data.video.readers import Backend
-from evad.data.video.sources import FrameFolders, VideoFiles
+from evad.data.video.sources import FrameFolders, ReaderSource, VideoFiles
 from evad.files.label_map import read_label_map
 from evad.structures import Keyframe
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _NO_PROPOSALS = ProposalFiles()
 
@@ -37,7 +37,7 @@ class AVADataModule(ActionDataModule):
         root: Folder of the data set.
         sampler: Chooses the frames of a clip; its `annotated_fps` is the clock of keyframe positions.
         version: Stands for `{version}` in the names below.
-        train_csv: Training annotations, in `root/annotations` like the other files; a list is read as one.
+        train_csv: Training annotations, in `root/annotations` like the other files; several files are read as one.
         val_csv: Validation annotations.
         excluded_csv: Validation frames that do not count; None: all count.
         label_map: Names of the evaluated classes. None is the file that comes with the version.
@@ -63,7 +63,7 @@ class AVADataModule(ActionDataModule):
         valid_seconds: tuple[float, float] | None = VALID_SECONDS,
         backend: Backend = "auto",
         proposals: ProposalFiles = _NO_PROPOSALS,
-        **loading: Any,
+        **loading: Unpack[Loading],
     ) -> None:
         super().__init__(sampler, **loading)
         if version not in _LABEL_MAPS:
@@ -72,7 +72,8 @@ class AVADataModule(ActionDataModule):
             raise ValueError("AVA positions are seconds; give the sampler annotated_fps (AVA: 30)")
         self.root = Path(root)
         self.version = version
-        self.csv_names: dict[Split, str | Sequence[str]] = {"train": train_csv, "val": val_csv}
+        given: dict[Split, str | Sequence[str]] = {"train": train_csv, "val": val_csv}
+        self.csv_names = {split: [names] if isinstance(names, str) else names for split, names in given.items()}
         self.excluded_csv = excluded_csv
         self.label_map = label_map or _LABEL_MAPS[version]
         self.num_outputs = num_classes
@@ -82,8 +83,16 @@ class AVADataModule(ActionDataModule):
         self.proposals = proposals
         self.annotated_fps = sampler.annotated_fps
 
+    def count_classes(self) -> int:
+        """`num_classes`, or the number of classes in the label map."""
+        return self.num_outputs or len(read_label_map(self.annotation_file(self.label_map)))
+
     def setup(self, stage: str) -> None:
         """Read the label map and what `ActionDataModule.setup` reads."""
+        self._read_classes()
+        super().setup(stage)
+
+    def _read_classes(self) -> None:
         self.class_names = read_label_map(self.annotation_file(self.label_map))
         self.evaluated = sorted(self.class_names)
         self.class_ids = list(range(1, self.num_outputs + 1)) if self.num_outputs else self.evaluated
@@ -93,26 +102,29 @@ class AVADataModule(ActionDataModule):
             raise ValueError(
                 f"{self.label_map} has ids {beyond[:5]} beyond num_classes {self.num_outputs}; raise num_classes"
             )
-        super().setup(stage)
 
-    def read_split(self, split: Split) -> tuple[list[Keyframe], ReaderSource]:
-        """Keyframes of a split and where their pixels are."""
-        names = self.csv_names[split]
-        keyframes = read_ava_keyframes(
-            [self.annotation_file(name) for name in ([names] if isinstance(names, str) else names)],
+    def scan(self, splits: Sequence[Split] = SPLITS) -> Annotations:
+        """All annotations but those that the settings leave out, sound or not."""
+        self._read_classes()
+        return scan_ava(
+            {split: [self.annotation_file(name) for name in self.csv_names[split]] for split in splits},
             self.class_ids,
+            self.class_names,
             first_second=self.video_start_second,
             annotated_fps=self.annotated_fps,
             valid_seconds=self.valid_seconds,
-            excluded=self.annotation_file(self.excluded_csv) if split == "val" and self.excluded_csv else None,
+            excluded=self.annotation_file(self.excluded_csv) if self.excluded_csv and "val" in splits else None,
         )
-        return self.proposals.attach(split, keyframes, self.annotation_file), self.source(split)
 
-    def build_metric(self, protocol: str = "activitynet_2018") -> Metric:
-        """Frame-mAP at IoU 0.5 on the validation keyframes; see `evad.metrics.ava` for the protocols."""
-        from evad.metrics.frame_map import AVAFrameMAP
-
-        return AVAFrameMAP(self.val_dataset.keyframes, self.class_ids, evaluated=self.evaluated, protocol=protocol)
+    def keyframes(self, split: Split) -> list[Keyframe]:
+        """Keyframes of a split, with proposals if there are any."""
+        annotations = self.scanned or self.scan((split,))
+        findings = line_findings(annotations)
+        require_sound(findings)
+        self.report(findings)
+        return self.proposals.attach(
+            split, make_keyframes(annotations, split, None, self.class_ids), self.annotation_file
+        )
 
     def annotation_file(self, name: str) -> Path:
         """A file of `annotations/`, `{version}` filled in.

@@ -11,6 +11,9 @@ from evad.structures import Batch, Clip
 class PaddingCollate:
     """Stacks clips, padding them with 0 (the mean colour) on the right and at the bottom.
 
+    The model has no mask for the padding. So in batches of clips of different sizes its outputs depend slightly on the
+    other clips, and mAP on the batch size; with batch size 1, or videos of one size, it does not.
+
     Args:
         multiple: Height and width of the batch are multiples of this (32 for 16-pixel patches and a stride-32 level).
     """

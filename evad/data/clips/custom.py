@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import logging
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from torchmetrics import Metric
-
+from evad.data.annotations.classes import derive_classes, find_class_ids, find_label_file
 from evad.data.annotations.findings import Finding, require_sound
 from evad.data.annotations.keyframes import (
+    SPLITS,
     Annotations,
     BoxUnit,
     Clock,
-    find_class_ids,
+    Split,
     join_tables,
     make_keyframes,
-    read_classes,
 )
 from evad.data.annotations.soundness import annotation_findings
 from evad.data.annotations.table import read_table
 from evad.data.annotations.videos import missing_videos, probe, video_findings
-from evad.data.clips.datamodule import ActionDataModule, ReaderSource, Split
+from evad.data.clips.datamodule import ActionDataModule, Loading
 from evad.data.clips.sampling import ClipSampler
-from evad.data.video.errors import VideoError
-from evad.data.video.images import compact_paths
 from evad.data.video.readers import Backend
-from evad.data.video.sources import FrameFolders, VideoFiles
+from evad.data.video.sources import FrameFolders, ReaderSource, VideoFiles
+from evad.files.label_map import read_label_map
 from evad.structures import Keyframe
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class CustomDataModule(ActionDataModule):
@@ -39,11 +36,11 @@ class CustomDataModule(ActionDataModule):
 
     - annotations: a table with a header, or in AVA's layout, see `evad.data.annotations.table`; the videos of one table
       are divided by its `split` column, else by `val_fraction`;
-    - classes: a label file (see `evad.data.annotations.keyframes.find_label_file`), else those that occur;
+    - classes: a label file (see `evad.data.annotations.classes.find_label_file`), else those that occur;
     - pixels: `root/videos/<video>.mp4` (or .mkv, .webm, .avi, .mov) at any frame rate, or `root/frames/<video>/` with
       images extracted at `frames_per_second`.
 
-    Reading stops at the first kind of error that `evad.data.check` would name.
+    `setup` raises the errors that `evad.data.check` would report without reading frames.
 
     Args:
         root: Folder of the data set.
@@ -52,10 +49,10 @@ class CustomDataModule(ActionDataModule):
         annotations: Table of all annotations, or those of training; below `root`.
         val_annotations: Table of the validation annotations.
         labels: Label file beside the annotations; None: the one that is there, if any.
-        first_time: What the time (or frame) column says at a video's first frame: 0, 1, AVA's cuts 900.
-        val_fraction: Share of the videos that validate where nothing else says which.
-        split_seed: Seed of their choice.
-        num_classes: Outputs of the model, checked against the classes found; None: not checked.
+        first_time: Value of the time (or frame) column at a video's first frame: 0, 1, or 900 for AVA's cuts.
+        val_fraction: Share of the videos drawn for validation, where no column or second table tells the splits.
+        split_seed: Seed of that draw.
+        num_classes: Outputs of the model, checked against the classes found; None: as many as there are classes.
         frames_per_second: Rate of extracted frames.
         frame_pattern: Path of a video's images below `root/frames`, such as `{video}/img_%05d.jpg`; None: the images of
             folder `{video}` in the order of the numbers in their names.
@@ -78,7 +75,7 @@ class CustomDataModule(ActionDataModule):
         frames_per_second: float = 30.0,
         frame_pattern: str | None = None,
         backend: Backend = "auto",
-        **loading: Any,
+        **loading: Unpack[Loading],
     ) -> None:
         super().__init__(sampler, **loading)
         if boxes not in ("pixels", "fractions"):
@@ -95,13 +92,20 @@ class CustomDataModule(ActionDataModule):
         self.frame_pattern = frame_pattern
         self.backend: Backend = backend
         self._keyframes: dict[Split, list[Keyframe]] = {}
-        self._frame_lists: dict[str, Sequence[str]] | None = None
 
-    def scan(self) -> Annotations:
-        """All annotations, sound or not."""
+    def count_classes(self) -> int:
+        """`num_classes`, or the number of classes found in the label file or the tables."""
+        if self.num_outputs is not None:
+            return self.num_outputs
+        self.scanned = self.scanned or self.scan()
+        return len(self.scanned.classes)
+
+    def scan(self, splits: Sequence[Split] = SPLITS) -> Annotations:
+        """All annotations, sound or not; always of both splits."""
         tables = [read_table(self.root / name) for name in self.tables]
         rows = join_tables(tables[0], tables[1] if len(tables) > 1 else None, self.val_fraction, self.split_seed)
-        classes, label_file = read_classes(self.root, self.labels, self.tables)
+        label_file = find_label_file((self.root / self.tables[0]).parent, self.labels)
+        classes = derive_classes(rows["label"]) if label_file is None else read_label_map(label_file)
         return Annotations(
             rows=rows.assign(class_id=find_class_ids(rows["label"], classes)),
             classes=classes,
@@ -124,81 +128,36 @@ class CustomDataModule(ActionDataModule):
         return found
 
     def setup(self, stage: str) -> None:
-        """Read annotations and labels, open every video once, and check that they fit together."""
-        if not self._keyframes:
-            self._read()
+        """Read annotations and labels, open every video of the stage once, and check that they fit together."""
+        if splits := [split for split in self.splits_of(stage) if split not in self._keyframes]:
+            self._read(splits)
         super().setup(stage)
 
-    def _read(self) -> None:
-        annotations = self.scan()
+    def _read(self, splits: Sequence[Split]) -> None:
+        annotations = self.scanned or self.scan()
         findings = annotation_findings(annotations)
         require_sound(findings)
         self.class_names = annotations.classes
         self.class_ids = self.evaluated = list(annotations.classes)
         self.num_classes = len(self.class_ids)
         source = self.source("train")
-        videos = list(annotations.rows["video"].unique())
-        require_sound(missing_videos("the annotations", source.missing(videos), source.root))
+        videos = list(annotations.rows.loc[annotations.rows["split"].isin(splits), "video"].unique())
+        require_sound(missing_videos("annotated", videos, source))
         infos, unreadable = probe(source, videos)
         findings += unreadable + video_findings(annotations, infos)
         require_sound(findings)
-        for finding in findings:
-            logger.log(logging.WARNING if finding.severity == "warning" else logging.INFO, "%s", finding)
-        splits: tuple[Split, ...] = ("train", "val")
-        self._keyframes = {split: make_keyframes(annotations, split, infos, self.class_ids) for split in splits}
+        self.report(findings)
+        for split in splits:
+            self._keyframes[split] = make_keyframes(annotations, split, infos, self.class_ids)
 
-    def read_split(self, split: Split) -> tuple[list[Keyframe], ReaderSource]:
-        """Keyframes of a split and where their pixels are."""
-        return self._keyframes[split], self.source(split)
+    def keyframes(self, split: Split) -> list[Keyframe]:
+        return self._keyframes[split]
 
     def source(self, split: Split) -> ReaderSource:
         """Where the pixels are; the same for both splits."""
         videos, frames = self.root / "videos", self.root / "frames"
         if videos.is_dir():
             return VideoFiles(videos, self.backend)
-        if frames.is_dir() and self.frame_pattern is not None:
-            if self._frame_lists is None:
-                names = list(self.scan().rows["video"].unique())
-                self._frame_lists = pattern_frames(frames, self.frame_pattern, names)
-            return FrameFolders(frames, self.frames_per_second, self._frame_lists)
         if frames.is_dir():
-            return FrameFolders(frames, self.frames_per_second)
+            return FrameFolders(frames, self.frames_per_second, pattern=self.frame_pattern)
         raise FileNotFoundError(f"{self.root}: neither videos/ nor frames/ in this folder; check data.root")
-
-    def build_metric(self, protocol: str = "activitynet_2018") -> Metric:
-        """Frame-mAP at IoU 0.5 on the validation keyframes; see `evad.metrics.ava` for the protocols."""
-        from evad.metrics.frame_map import AVAFrameMAP
-
-        return AVAFrameMAP(self.val_dataset.keyframes, self.class_ids, evaluated=self.evaluated, protocol=protocol)
-
-
-def pattern_frames(root: Path, pattern: str, videos: Sequence[str]) -> dict[str, Sequence[str]]:
-    """Images of each video whose paths follow a pattern, in order; videos without any are left out.
-
-    Args:
-        root: Folder the pattern is below.
-        pattern: Path with `{video}` and one printf-like frame number, such as `{video}/img_%05d.jpg`.
-        videos: Names of the videos.
-
-    Raises:
-        ValueError: The pattern lacks one of the two.
-        VideoError: A frame between the first and the last is missing.
-    """
-    number = re.findall(r"%0?\d*d", pattern)
-    if len(number) != 1 or "{video}" not in pattern:
-        raise ValueError(f"frame_pattern {pattern!r} needs {{video}} and one number, as in {{video}}/img_%05d.jpg")
-    lists: dict[str, Sequence[str]] = {}
-    for video in videos:
-        folder, _, name = pattern.replace("{video}", video).rpartition("/")
-        before, after = name.split(number[0])
-        expected = re.compile(f"{re.escape(before)}(\\d+){re.escape(after)}")
-        matches = [expected.fullmatch(path.name) for path in (root / folder).glob("*")]
-        frames = {int(match[1]): match[0] for match in matches if match}
-        if not frames:
-            continue
-        numbers = sorted(frames)
-        gaps = set(range(numbers[0], numbers[-1])) - set(numbers)
-        if gaps:
-            raise VideoError(f"video {video}: frame {min(gaps)} of {root}/{pattern} is missing; extract it again")
-        lists[video] = compact_paths([f"{root / folder}/{frames[n]}" for n in numbers])
-    return lists

@@ -2,47 +2,50 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, TypedDict
 
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, DistributedSampler
 from torchmetrics import Metric
 
+from evad.data.annotations.findings import Finding, require_sound
+from evad.data.annotations.keyframes import SPLITS, Annotations, Split
+from evad.data.annotations.videos import missing_videos
 from evad.data.clips.collate import PaddingCollate
 from evad.data.clips.dataset import ActionDataset
 from evad.data.clips.sampling import ClipSampler
 from evad.data.clips.transforms import VideoTransform
-from evad.data.video.errors import VideoReader
+from evad.data.video.sources import ReaderSource
+from evad.metrics.frame_map import AVAFrameMAP
 from evad.structures import Batch, Clip, Keyframe
 
-Split = Literal["train", "val"]
+logger = logging.getLogger(__name__)
 
 _PAPER_TRAINING = VideoTransform(short_side=288, flip=0.5)
-
 _PAPER_VALIDATION = VideoTransform(short_side=288)
 
 
-class ReaderSource(Protocol):
-    """Opens videos by name and knows which it has: `VideoFiles`, `FrameFolders`."""
+class Loading(TypedDict, total=False):
+    """Arguments that every data module takes by keyword and passes on, see `ActionDataModule`."""
 
-    root: Path
-
-    def __call__(self, video: str) -> VideoReader:
-        """Reader of `video`."""
-        ...
-
-    def missing(self, videos: Sequence[str]) -> list[str]:
-        """Those of `videos` that it cannot open because they are not there."""
-        ...
+    train_transform: VideoTransform
+    val_transform: VideoTransform
+    batch_size: int
+    num_workers: int
+    pin_memory: bool
+    pad_multiple: int
+    open_videos: int
+    seed: int
 
 
 class EpochSampler(DistributedSampler[Clip]):
     """Shuffles by (seed, epoch), splits over the ranks, and tells the data set which epoch its augmentation is for.
 
-    Lightning calls `set_epoch` before every epoch, with one process too.
+    Lightning calls `set_epoch` before every epoch, also with a single process.
     """
 
     dataset: ActionDataset
@@ -56,8 +59,7 @@ class EpochSampler(DistributedSampler[Clip]):
 class ActionDataModule(LightningDataModule, ABC):
     """Training and validation loaders of one data set; subclasses say where keyframes and pixels come from.
 
-    After `setup("fit")` or `setup("validate")` there are `train_dataset` and `val_dataset` (only the latter after
-    `validate`).
+    `setup("fit")` makes `train_dataset` and `val_dataset`, any other stage `val_dataset` alone.
 
     Args:
         sampler: Chooses the frames of a clip.
@@ -67,7 +69,16 @@ class ActionDataModule(LightningDataModule, ABC):
         num_workers: Processes that read clips, per loader; 0 reads in the main process.
         pin_memory: Copy batches to page-locked memory (for GPUs).
         pad_multiple: Batches are padded to a multiple of this many pixels.
+        open_videos: Videos that each reading process keeps open.
         seed: Seed of shuffling and augmentation.
+
+    Attributes:
+        num_classes: Outputs of the model; like the next three there after `setup`.
+        class_ids: Class id of each output.
+        class_names: Names of the classes by id.
+        evaluated: Ids of the classes that the evaluation counts.
+        findings: What has been found and reported about the data so far (on rank 0).
+        scanned: Annotations read before `setup`, which uses them instead of reading the files again.
     """
 
     num_classes: int
@@ -84,6 +95,7 @@ class ActionDataModule(LightningDataModule, ABC):
         num_workers: int = 2,
         pin_memory: bool = False,
         pad_multiple: int = 32,
+        open_videos: int = 8,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -93,16 +105,39 @@ class ActionDataModule(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.collate = PaddingCollate(pad_multiple)
+        self.open_videos = open_videos
         self.seed = seed
+        self.findings: list[Finding] = []
+        self.scanned: Annotations | None = None
         self._datasets: dict[Split, ActionDataset] = {}
 
     @abstractmethod
-    def read_split(self, split: Split) -> tuple[list[Keyframe], ReaderSource]:
-        """Keyframes of a split and where their pixels are."""
+    def count_classes(self) -> int:
+        """Number of classes, read from the data set if the settings do not give it; needs no `setup`."""
 
     @abstractmethod
-    def build_metric(self, protocol: str) -> Metric:
-        """The data set's evaluation on its validation keyframes."""
+    def scan(self, splits: Sequence[Split] = SPLITS) -> Annotations:
+        """All annotations, sound or not.
+
+        Raises:
+            ValueError, OSError: They cannot be read at all.
+        """
+
+    @abstractmethod
+    def keyframes(self, split: Split) -> list[Keyframe]:
+        """Keyframes of a split.
+
+        Raises:
+            ValueError: The annotations are not sound.
+        """
+
+    @abstractmethod
+    def source(self, split: Split) -> ReaderSource:
+        """Where the pixels of a split are."""
+
+    def build_metric(self, protocol: Any = "activitynet_2018") -> Metric:
+        """Frame-mAP at IoU 0.5 on the validation keyframes; see `evad.metrics.ava` for the protocols."""
+        return AVAFrameMAP(self.val_dataset.keyframes, self.class_ids, evaluated=self.evaluated, protocol=protocol)
 
     @property
     def train_dataset(self) -> ActionDataset:
@@ -111,7 +146,7 @@ class ActionDataModule(LightningDataModule, ABC):
 
     @property
     def val_dataset(self) -> ActionDataset:
-        """The validation set, there after `setup("fit")` and `setup("validate")`."""
+        """The validation set, there after `setup`."""
         return self._dataset("val")
 
     def _dataset(self, split: Split) -> ActionDataset:
@@ -119,15 +154,35 @@ class ActionDataModule(LightningDataModule, ABC):
             raise RuntimeError(f"the {split} set is not there yet; call setup('fit') or setup('validate') first")
         return self._datasets[split]
 
+    @staticmethod
+    def splits_of(stage: str) -> tuple[Split, ...]:
+        """Splits that a stage of the Trainer needs."""
+        return SPLITS if stage == "fit" else ("val",)
+
     def setup(self, stage: str) -> None:
-        """Read annotations and check that every video is there; `fit` needs both sets, everything else validation."""
-        splits: tuple[Split, ...] = ("train", "val") if stage == "fit" else ("val",)
-        for split in splits:
-            if split not in self._datasets:
-                keyframes, source = self.read_split(split)
-                _check_videos(split, keyframes, source)
-                transform = self.transforms[split]
-                self._datasets[split] = ActionDataset(keyframes, source, self.sampler, transform, self.seed)
+        """Read annotations and check that every video is there."""
+        for split in self.splits_of(stage):
+            if split in self._datasets:
+                continue
+            keyframes, source = self.keyframes(split), self.source(split)
+            if not keyframes:
+                raise ValueError(f"the {split} split has no keyframes; check the annotations and the settings")
+            videos = list(dict.fromkeys(keyframe.video for keyframe in keyframes))
+            require_sound(missing_videos(split, videos, source))
+            people = sum(len(keyframe.boxes) for keyframe in keyframes)
+            logger.info("%s: %d keyframes of %d videos, %d boxes", split, len(keyframes), len(videos), people)
+            self._datasets[split] = ActionDataset(
+                keyframes, source, self.sampler, self.transforms[split], self.seed, self.open_videos
+            )
+        self.scanned = None
+
+    @rank_zero_only
+    def report(self, findings: Sequence[Finding]) -> None:
+        """Log findings and keep them; a finding that was reported before is not logged again."""
+        for finding in findings:
+            if finding not in self.findings:
+                logger.log(logging.INFO if finding.severity == "info" else logging.WARNING, "%s", finding)
+                self.findings.append(finding)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled batches; without a Trainer, call `loader.sampler.set_epoch(epoch)` before each epoch."""
@@ -150,15 +205,4 @@ class ActionDataModule(LightningDataModule, ABC):
             persistent_workers=self.num_workers > 0,
             pin_memory=self.pin_memory,
             collate_fn=self.collate,
-        )
-
-
-def _check_videos(split: Split, keyframes: Sequence[Keyframe], source: ReaderSource) -> None:
-    videos = list(dict.fromkeys(keyframe.video for keyframe in keyframes))
-    missing = source.missing(videos)
-    if missing:
-        names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(videos)} {split} videos are not in {source.root}: {names}; "
-            f"add them, or remove their lines from the annotations"
         )

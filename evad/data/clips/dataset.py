@@ -1,4 +1,4 @@
-"""Keyframes -> clips: a map-style data set shared by all data sets of the package."""
+"""Keyframes -> clips: the map-style data set of all data modules."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class ActionDataset(Dataset[Clip]):
         sampler: Chooses the frames.
         transform: Resizes, augments and normalises.
         seed: Seed of the augmentation.
+        open_videos: Videos that each reading process keeps open.
     """
 
     def __init__(
@@ -37,12 +38,13 @@ class ActionDataset(Dataset[Clip]):
         sampler: ClipSampler,
         transform: VideoTransform,
         seed: int = 0,
+        open_videos: int = 8,
     ) -> None:
         self.keyframes = keyframes
         self.sampler = sampler
         self.transform = transform
         self.seed = seed
-        self._readers = ReaderCache(open_reader)
+        self._readers = ReaderCache(open_reader, open_videos)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
@@ -53,7 +55,6 @@ class ActionDataset(Dataset[Clip]):
         return len(self.keyframes)
 
     def __getitem__(self, index: int) -> Clip:
-        """Clip of keyframe `index`."""
         keyframe = self.keyframes[index]
         reader = self._readers(keyframe.video)
         frames = reader.read(self.sampler(keyframe, reader))

@@ -20,7 +20,7 @@ def resize_scale(height: int, width: int, short_side: int, max_size: int) -> Fra
 
 @dataclass(frozen=True)
 class VideoTransform:
-    """Resizes, flips, jitters and normalises a clip, and takes its boxes along.
+    """Resizes, flips, jitters and normalises a clip, and changes its boxes accordingly.
 
     Sizes and boxes follow the released pipeline: resized sides are rounded down, resizing is bilinear without
     antialias, boxes are clipped to [0, w-1] x [0, h-1] in the original size and again after scaling.

@@ -1,4 +1,4 @@
-"""UCF101-24, JHMDB, MultiSports and alike as DataModules, and the generated data set in their layouts.
+"""UCF101-24, JHMDB, MultiSports and other data annotated with tubes, as DataModule.
 
 Training clips are the annotated frames of the training videos. Validation clips are all frames of the test videos,
 annotated or not: the evaluation programs count what is detected in any of them, and tubes are linked from frame to
@@ -7,21 +7,27 @@ frame. So numbers are comparable with published ones only with `val_every_frame=
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+import pandas as pd
 from torch import Tensor
 
-from evad.data.annotations.tubes import keyframes
-from evad.data.clips.datamodule import ActionDataModule, ReaderSource, Split
+from evad.data.annotations.keyframes import SPLITS, Annotations, Clock, Split, keyframe_rows
+from evad.data.annotations.tubes import tube_keyframes
+from evad.data.clips.datamodule import ActionDataModule, Loading
 from evad.data.clips.sampling import ClipSampler
 from evad.data.video.readers import Backend
-from evad.data.video.sources import FrameFolders, VideoFiles
+from evad.data.video.sources import FrameFolders, ReaderSource, VideoFiles
 from evad.files.tube_packages import TubeAnnotations
 from evad.files.tubes import read_tubes
 from evad.metrics.keyframes import GatheredDetections
 from evad.metrics.tube_map import TubeMAP
 from evad.structures import Keyframe
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 ANNOTATION_FILES = (
     ("UCF101v2-GT.pkl", None),
@@ -36,7 +42,7 @@ PIXEL_FOLDERS = ("rgb-images", "Frames", "frames", "videos", "UCF-101", "ReCompr
 """Where the distributions have frames or videos, each as `<class>/<video>`."""
 
 NOMINAL_FPS = 25.0
-"""Rate that frame folders are said to have. Nothing depends on it: clips count frames."""
+"""Rate given to frame folders. Nothing depends on it: clips count frames."""
 
 
 class TubeDataModule(ActionDataModule):
@@ -55,7 +61,7 @@ class TubeDataModule(ActionDataModule):
         test_list: Text file of the test videos in `root`, which only `pyannot.pkl` needs; None: the one found with it.
         pixels: Folder of frames or videos in `root`; None finds it.
         val_every_frame: Validate on all frames of the test videos; False: on annotated frames only, which is quicker
-            and flatters, as nothing can be detected where nobody acts.
+            and gives too high scores, as false positives in the other frames are not counted.
         val_stride: Validate on every n-th frame of each video, from the first: an estimate of frame-mAP in an n-th of
             the time. There is no video-mAP then, because tubes grow from one frame to the next.
         min_score: Class scores up to this are left out of evaluation and detection files; above 0 saves memory where
@@ -80,7 +86,7 @@ class TubeDataModule(ActionDataModule):
         val_stride: int = 1,
         min_score: float = 0.0,
         backend: Backend = "auto",
-        **loading: Any,
+        **loading: Unpack[Loading],
     ) -> None:
         super().__init__(sampler, **loading)
         if sampler.annotated_fps is not None:
@@ -119,22 +125,54 @@ class TubeDataModule(ActionDataModule):
             self._annotations = annotations
         return self._annotations
 
+    def count_classes(self) -> int:
+        """`num_classes`."""
+        return self.num_classes
+
     def setup(self, stage: str) -> None:
         """Read the annotations and check what `ActionDataModule.setup` checks."""
         self.class_names = dict(enumerate(self.annotations.labels))
         self.class_ids = self.evaluated = list(self.class_names)
         super().setup(stage)
 
-    def read_split(self, split: Split) -> tuple[list[Keyframe], ReaderSource]:
-        """Keyframes of a split and where their pixels are."""
+    def scan(self, splits: Sequence[Split] = SPLITS) -> Annotations:
+        """The annotations of the keyframes, which the reader of tubes has checked; their lines are not known."""
+        self.setup("fit" if "train" in splits else "validate")
+        parts = [keyframe_rows(self._dataset(split).keyframes, self.class_ids).assign(split=split) for split in splits]
+        return Annotations(
+            rows=pd.concat(parts, ignore_index=True),
+            classes=self.class_names,
+            evaluated=self.evaluated,
+            boxes="fractions",
+            clock=Clock("frames"),
+            given_classes=True,
+            overhang="warning",
+            findings=[],
+        )
+
+    def keyframes(self, split: Split) -> list[Keyframe]:
         subset: Literal["train", "test"] = "train" if split == "train" else "test"
         every_frame = split == "val" and self.val_every_frame
-        found = keyframes(self.annotations, self.split, subset, every_frame)
+        found = tube_keyframes(self.annotations, self.split, subset, every_frame)
         if split == "val":
             found = [keyframe for keyframe in found if keyframe.position % self.val_stride == 0]
         if not found:
             raise ValueError(f"{self.root}: split {self.split} has no {subset} frames; check the annotation file")
-        return found, self._source(self.annotations.videos(self.split, subset))
+        return found
+
+    def source(self, split: Split) -> ReaderSource:
+        """Frames if any of the split's videos is a folder, else video files."""
+        names = [self.pixels] if self.pixels else PIXEL_FOLDERS
+        folder = next((self.root / name for name in names if (self.root / name).is_dir()), None)
+        if folder is None:
+            raise FileNotFoundError(
+                f"{self.root}: no folder of frames or videos ({', '.join(names)}); check the data root, or name the "
+                f"folder with data.pixels"
+            )
+        videos = self.annotations.videos(self.split, "train" if split == "train" else "test")
+        if any((folder / video).is_dir() for video in videos):
+            return FrameFolders(folder, NOMINAL_FPS)
+        return VideoFiles(folder, self.backend)
 
     def build_metric(self, protocol: str | None = None) -> TubeMAP:
         """Frame-mAP at IoU 0.5 and video-mAP on the validation keyframes.
@@ -164,19 +202,6 @@ class TubeDataModule(ActionDataModule):
             f"{self.root}: no tube annotations in this folder ({wanted}); check the data root, or name the file with "
             f"data.annotations"
         )
-
-    def _source(self, videos: list[str]) -> ReaderSource:
-        """Frames if any of the videos is a folder, else video files."""
-        names = [self.pixels] if self.pixels else PIXEL_FOLDERS
-        folder = next((self.root / name for name in names if (self.root / name).is_dir()), None)
-        if folder is None:
-            raise FileNotFoundError(
-                f"{self.root}: no folder of frames or videos ({', '.join(names)}); check the data root, or name the "
-                f"folder with data.pixels"
-            )
-        if any((folder / video).is_dir() for video in videos):
-            return FrameFolders(folder, NOMINAL_FPS)
-        return VideoFiles(folder, self.backend)
 
 
 class FrameOnlyTubeMAP(TubeMAP):

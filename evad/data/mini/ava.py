@@ -2,10 +2,10 @@
 
     python -m evad.data.mini ROOT [--train-clips N] [--val-clips N] [--seed N] [--workers N] [--preview FILE]
 
-writes `ROOT/videos/<video>.mp4`, `ROOT/annotations/{train.csv,val.csv,label_map.pbtxt}` and `ROOT/mini.json`.
-Every video has 16 frames of 64x64 pixels at 8 per second and one annotated keyframe, frame 8 (counted from 0). The csv
-files name it by its second, 1: position = (second - first_second) * annotated_fps with first_second 0. That is room
-for a clip of 8 frames, every second one, or of 16.
+writes `videos/<video>.mp4`, `annotations/{train.csv,val.csv,label_map.pbtxt}` and `mini.json` into a folder of ROOT
+that is named after the parameters, see `mini_folder`. Every video has 16 frames of 64x64 pixels at 8 per second and one
+annotated keyframe, frame 8 (counted from 0). The csv files name it by its second, 1: position = (second -
+first_second) * annotated_fps with first_second 0. There is room for a clip of 8 frames with stride 2, or of 16.
 
 `evad.data.mini.scene` says what can be seen, `evad.data.mini.render` draws it.
 """
@@ -29,7 +29,7 @@ from evad.data.mini.render import Scene, actor_boxes, render
 from evad.data.mini.scene import CLASSES, FPS, IMAGE_SIZE, sample_scene
 from evad.data.mini.store import ensure_generated, run_jobs
 
-VERSION = 1  # raise it when the same parameters give other files, so that old folders are generated anew
+VERSION = 1  # raise it when the same parameters give other files: it is part of the folder's name
 NUM_FRAMES = 16
 KEYFRAME = NUM_FRAMES // 2
 FIRST_SECOND = 0
@@ -37,48 +37,53 @@ SECOND = FIRST_SECOND + KEYFRAME // FPS
 SPLITS = {"train": 0, "val": 1}
 ACTION_IDS = {name: number for number, name in enumerate(CLASSES, start=1)}
 
-# Low compression keeps thin limbs sharp, no B frames and a single keyframe make reading 16 frames quick; one encoder
-# thread, as the result depends on their number.
+# Low compression keeps thin limbs sharp; no B frames and a single keyframe make reading 16 frames fast; one encoder
+# thread, because the result depends on the number of threads.
 ENCODER_OPTIONS = {"crf": "14", "preset": "veryfast", "bf": "0", "g": str(NUM_FRAMES), "threads": "1"}
+
+
+def mini_folder(root: Path | str, train_clips: int = 3000, val_clips: int = 200, seed: int = 0) -> Path:
+    """The folder of the data set with these parameters, below `root`; arguments as for `ensure_mini`."""
+    return Path(root) / f"ava-train{train_clips}-val{val_clips}-seed{seed}-v{VERSION}"
 
 
 def ensure_mini(
     root: Path | str, train_clips: int = 3000, val_clips: int = 200, seed: int = 0, workers: int | None = None
 ) -> Path:
-    """The folder of the data set, generated now unless it is complete and has these parameters.
+    """The folder of the data set, generated now unless it is there.
 
     Args:
-        root: Folder; created where missing, its videos and annotations replaced where the parameters differ.
+        root: Folder above that of the data set; created where missing.
         train_clips: Number of training videos.
         val_clips: Number of validation videos; the i-th is the same whatever the numbers.
         seed: Any other seed gives other videos.
         workers: Processes that render; the result does not depend on it. None: one per processor.
 
     Raises:
-        FileExistsError: `root` holds files that this function did not write.
+        FileExistsError: The folder of the data set holds other files.
     """
-    root = Path(root)
-    generate = partial(generate_ava, root, train_clips, val_clips, seed, workers)
-    ensure_generated(root, mini_parameters(train_clips, val_clips, seed), generate)
-    return root
+    folder = mini_folder(root, train_clips, val_clips, seed)
+    generate = partial(generate_ava, train_clips=train_clips, val_clips=val_clips, seed=seed, workers=workers)
+    ensure_generated(folder, mini_parameters(train_clips, val_clips, seed), generate)
+    return folder
 
 
 def generate_ava(
     root: Path, train_clips: int = 3000, val_clips: int = 200, seed: int = 0, workers: int | None = None
 ) -> None:
-    """Write videos and annotations into `root`, which holds neither; arguments as for `ensure_mini`."""
-    (root / "videos").mkdir(parents=True)
+    """Write videos and annotations into `root`, which is empty; other arguments as for `ensure_mini`."""
+    (root / "videos").mkdir()
     (root / "annotations").mkdir()
     for split, clips in (("train", train_clips), ("val", val_clips)):
         jobs = [ClipJob(seed, split, i, root / "videos" / f"{split}_{i:05d}.mp4") for i in range(clips)]
-        rows = run_jobs(make_clip, jobs, f"Generating {root.name}: {split}", workers)
+        rows = run_jobs(make_clip, jobs, f"Generating {split} videos", workers)
         with (root / "annotations" / f"{split}.csv").open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(chain.from_iterable(rows))
     (root / "annotations" / "label_map.pbtxt").write_text(label_map_text())
 
 
 def mini_parameters(train_clips: int, val_clips: int, seed: int) -> dict[str, Any]:
-    """What `mini.json` says about a complete data set, `complete` itself apart."""
+    """Content of `mini.json`."""
     for name, clips in (("train_clips", train_clips), ("val_clips", val_clips)):
         if clips < 1:
             raise ValueError(f"{name} is {clips}; it must be 1 or more")
@@ -170,11 +175,11 @@ def class_counts(annotations: Path) -> dict[str, int]:
 
 def read_rows(annotations: Path) -> list[Row]:
     """The lines of a csv file of this data set, in its order."""
-    rows = []
-    with annotations.open(newline="") as file:
-        for video, second, x1, y1, x2, y2, action, person in csv.reader(file):
-            rows.append(Row(video, int(second), float(x1), float(y1), float(x2), float(y2), int(action), int(person)))
-    return rows
+    from evad.files import csv_rows  # not needed for rendering, and slow to import
+
+    box = dict.fromkeys(csv_rows.BOX, float)
+    layout = csv_rows.Layout({"video": str, "second": int, **box, "action": int, "person": int})
+    return [Row(*values) for values in csv_rows.read_rows(annotations, layout).itertuples(index=False)]
 
 
 def preview(root: Path, out: Path, num_clips: int = 8, zoom: int = 3) -> None:
@@ -209,7 +214,7 @@ def _left(rows: list[Row]) -> float:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m evad.data.mini", description=__doc__.splitlines()[0])
-    parser.add_argument("root", type=Path, help="folder of the data set")
+    parser.add_argument("root", type=Path, help="folder in which the data set gets one")
     parser.add_argument("--train-clips", type=int, default=3000)
     parser.add_argument("--val-clips", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
@@ -217,11 +222,8 @@ def main() -> None:
     parser.add_argument("--preview", type=Path, default=None, metavar="FILE", help="also write a picture of some clips")
     arguments = parser.parse_args()
     root = ensure_mini(arguments.root, arguments.train_clips, arguments.val_clips, arguments.seed, arguments.workers)
+    print(root)
     for split in SPLITS:
         print(split, class_counts(root / "annotations" / f"{split}.csv"))
     if arguments.preview is not None:
         preview(root, arguments.preview)
-
-
-if __name__ == "__main__":
-    main()

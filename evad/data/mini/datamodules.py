@@ -8,15 +8,15 @@ from typing import Any
 from evad.data.clips.ava import AVADataModule
 from evad.data.clips.sampling import ClipSampler
 from evad.data.clips.tubes import TubeDataModule
-from evad.data.mini.ava import ensure_mini
-from evad.data.mini.tubes import ensure_mini_tubes
+from evad.data.mini.ava import ensure_mini, mini_folder
+from evad.data.mini.tubes import ensure_mini_tubes, mini_tubes_folder
 
 
 class MiniTubeDataModule(TubeDataModule):
     """Generated data in the layout of UCF101-24 or JHMDB, see `evad.data.mini.tubes`; rendered on first use.
 
     Args:
-        root: Where the data set lives or is generated.
+        root: Folder in which the data set has one, named after its parameters; generated on first use.
         sampler: Chooses the frames of a clip.
         layout: `ucf24` or `jhmdb`.
         num_videos: In all splits together.
@@ -35,25 +35,25 @@ class MiniTubeDataModule(TubeDataModule):
         num_classes: int = 7,
         **settings: Any,
     ) -> None:
-        super().__init__(root, sampler, num_classes, **settings)
-        self.layout, self.num_videos, self.generator_seed = layout, num_videos, generator_seed
+        super().__init__(mini_tubes_folder(root, layout, num_videos, generator_seed), sampler, num_classes, **settings)
+        self.parameters = layout, num_videos, generator_seed
 
     def prepare_data(self) -> None:
         """Render the videos unless they are there."""
-        ensure_mini_tubes(self.root, self.layout, self.num_videos, self.generator_seed)
+        ensure_mini_tubes(self.root.parent, *self.parameters)
 
 
 class MiniDataModule(AVADataModule):
-    """Generated data in AVA layout, see `evad.data.mini`.
+    """Generated data in the layout of AVA, see `evad.data.mini.ava`; rendered on first use.
 
     Args:
-        root: Where the data set lives or is generated.
+        root: Folder in which the data set has one, named after its parameters; generated on first use.
         sampler: Chooses the frames of a clip.
         train_clips: Training videos.
         val_clips: Validation videos.
         generator_seed: Seed of the rendering.
         num_classes: Outputs of the model.
-        **loading: Arguments of `ActionDataModule`.
+        **settings: Arguments of `AVADataModule`.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class MiniDataModule(AVADataModule):
         val_clips: int = 200,
         generator_seed: int = 0,
         num_classes: int = 8,
-        **loading: Any,
+        **settings: Any,
     ) -> None:
         super().__init__(
-            root,
+            mini_folder(root, train_clips, val_clips, generator_seed),
             sampler,
             train_csv="train.csv",
             val_csv="val.csv",
@@ -76,10 +76,10 @@ class MiniDataModule(AVADataModule):
             num_classes=num_classes,
             video_start_second=0.0,
             valid_seconds=None,
-            **loading,
+            **settings,
         )
-        self.train_clips, self.val_clips, self.generator_seed = train_clips, val_clips, generator_seed
+        self.parameters = train_clips, val_clips, generator_seed
 
     def prepare_data(self) -> None:
         """Render the videos unless they are there."""
-        ensure_mini(self.root, self.train_clips, self.val_clips, self.generator_seed)
+        ensure_mini(self.root.parent, *self.parameters)

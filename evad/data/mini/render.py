@@ -47,12 +47,12 @@ class Actor:
 
 @dataclass(frozen=True)
 class Scene:
-    """All there is to draw in one clip.
+    """Content of one clip.
 
     Attributes:
         background: (height + 2 * BACKGROUND_MARGIN, width + 2 * BACKGROUND_MARGIN, 3) float32 RGB in [0, 1].
         camera: (T, 2) float64, shift in pixels of everything in the image, at most BACKGROUND_MARGIN - 1 either way.
-        props: Objects that are no persons, drawn behind all of them.
+        props: Objects other than persons, drawn behind all of them.
         actors: From back to front.
     """
 

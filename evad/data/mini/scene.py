@@ -1,8 +1,8 @@
-"""Random scenes of the generated data set: who stands where, moves how, and what that is called.
+"""Random scenes of the generated data set: places, motion and labels of the actors.
 
-Motion alone decides most labels. `stand` is another action's motion with the clock stopped, arms that are not waving or
-clapping are often stopped in the middle of it, and `walk` and `run` differ in nothing but speed. `watch` is decided by
-the surroundings: the actor faces a side on which somebody is.
+Only motion decides most labels. `stand` is another action's motion with the clock stopped, arms that are not waving or
+clapping are often stopped in the middle of such a motion, and `walk` and `run` differ only in speed. `watch` depends on
+the others: the actor faces a side on which somebody is.
 
 Lengths are in body heights until `_limbs` makes them pixels; angles are radians from hanging straight down, forward
 positive; arrays of two start with the far side of the body (the camera sees everybody from the side).
@@ -78,7 +78,7 @@ def sample_scene(
         num_frames: T.
         num_actors: 1 to 3; None draws it.
         action: One of POSES or GESTURES, for all actors to do (no other gesture is then made); None draws actions.
-        visible: (n, T) bool, True where an actor is in the scene; None: always.
+        visible: (n, T) bool, True where an actor is in the scene; None: in all frames.
     """
     n = int(rng.choice((1, 2, 3), p=(0.3, 0.4, 0.3))) if num_actors is None else num_actors
     seconds = np.arange(num_frames) / FPS

@@ -1,13 +1,12 @@
-"""Where generated data sets live: a folder that is complete, or marked as not, whatever interrupts its generation.
+"""Where generated data sets live: one folder per choice of parameters, complete from the moment it has its name.
 
-`mini.json` in the folder is the stamp: the parameters of what the folder holds and whether all of it is there. It is
-written twice, first with `complete: false`, so that an unfinished folder is known as ours, and last with `true`.
+A data set is written into a hidden draft folder and renamed when complete. Nothing complete is ever deleted or changed,
+so any number of jobs with other parameters can share the folder above.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import multiprocessing
 import os
 import shutil
@@ -19,83 +18,50 @@ from typing import Any, TypeVar
 from filelock import FileLock
 from rich.progress import track
 
-STAMP, DRAFT, LOCK = "mini.json", ".mini.json.draft", ".mini.lock"
-CONTENTS = ("videos", "annotations", "rgb-images", "Frames", "UCF101v2-GT.pkl", "JHMDB-GT.pkl")  # of all layouts
-CLIPS_PER_WORKER = 100  # a process is worth starting for this many clips
+STAMP = "mini.json"
+CLIPS_PER_WORKER = 100  # one more process for every so many clips
 
 _Job = TypeVar("_Job")
 _Result = TypeVar("_Result")
-_logger = logging.getLogger(__name__)
 
 
-def ensure_generated(root: Path, parameters: dict[str, Any], generate: Callable[[], None]) -> bool:
-    """Make `root` hold exactly the data set that `parameters` describe; do nothing if it does already.
+def ensure_generated(folder: Path, parameters: dict[str, Any], generate: Callable[[Path], None]) -> bool:
+    """Make `folder` hold the data set that `parameters` describe; do nothing if it does already.
 
     Of several processes that ask at once, one generates and the others wait for it.
 
     Args:
-        root: Folder of the data set; created where missing.
-        parameters: All that the contents depend on, as JSON types.
-        generate: Writes the data set into `root`, where no older one is left.
+        folder: Folder of the data set alone, named after its parameters; created where missing.
+        parameters: All that the contents depend on, as JSON types; the folder's `mini.json` has them.
+        generate: Writes the data set into the folder it is given, which is empty.
 
     Returns:
         True if the data set was generated, False if it was there.
 
     Raises:
-        FileExistsError: `root` holds files but no stamp, so they are somebody else's.
+        FileExistsError: `folder` holds something else.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    complete = {"complete": True, **parameters}
-    with FileLock(root / LOCK):
-        found = read_stamp(root)
-        if found == complete:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if folder.exists():
+            if read_stamp(folder) != parameters:
+                raise FileExistsError(f"{folder} holds other files than its name says; move it away")
             return False
-        if found is None and (
-            foreign := sorted(path.name for path in root.iterdir() if path.name not in (DRAFT, LOCK))
-        ):
-            raise FileExistsError(
-                f"{root} holds {len(foreign)} other entries (the first is {foreign[0]}) and no {STAMP}: it was not "
-                "written by this generator and is left as it is; choose a new or empty folder"
-            )
-        if found is not None:
-            stale = [
-                f"{key} is {found.get(key)}, wanted {value}"
-                for key, value in complete.items()
-                if found.get(key) != value
-            ]
-            _logger.warning("%s is generated anew: %s", root, "; ".join(stale) or f"{STAMP} has unknown keys")
-        _write_stamp(root, {**complete, "complete": False})
-        _remove_contents(root)
-        generate()
-        _write_stamp(root, complete)
+        draft = folder.with_name(f".{folder.name}.draft")
+        shutil.rmtree(draft, ignore_errors=True)  # of a generation that was interrupted
+        draft.mkdir()
+        generate(draft)
+        (draft / STAMP).write_text(json.dumps(parameters, indent=2) + "\n")
+        draft.rename(folder)
     return True
 
 
-def _remove_contents(root: Path) -> None:
-    """Delete what a generated data set may have left in its folder, and nothing else."""
-    for path in (root / name for name in CONTENTS):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def read_stamp(root: Path) -> dict[str, Any] | None:
-    """What the stamp in a folder says; None without one, {} for one that cannot be read."""
+def read_stamp(folder: Path) -> Any:
+    """Parameters of a generated data set; None if the folder has no readable `mini.json`."""
     try:
-        stamp = json.loads((root / STAMP).read_text())
-    except FileNotFoundError:
+        return json.loads((folder / STAMP).read_text())
+    except (OSError, json.JSONDecodeError):
         return None
-    except json.JSONDecodeError:
-        return {}
-    return stamp if isinstance(stamp, dict) else {}
-
-
-def _write_stamp(root: Path, stamp: dict[str, Any]) -> None:
-    """Put a stamp in place in one step, so that nobody reads half of it."""
-    draft = root / DRAFT
-    draft.write_text(json.dumps(stamp, indent=2) + "\n")
-    draft.replace(root / STAMP)
 
 
 def run_jobs(
@@ -107,7 +73,7 @@ def run_jobs(
         function: Importable, as it may run in other processes.
         jobs: Picklable.
         description: Shown beside the bar.
-        workers: Processes; None: one per usable processor, fewer for few jobs; 1: this process does it all.
+        workers: Processes; None: one per usable processor, fewer for few jobs; 1: run everything in this process.
     """
     if workers is None:
         workers = min(_usable_processors(), 1 + len(jobs) // CLIPS_PER_WORKER)

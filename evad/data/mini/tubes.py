@@ -2,11 +2,11 @@
 
     python -m evad.data.mini.tubes ROOT --layout ucf24|jhmdb [--num-videos N] [--seed N] [--workers N]
 
-writes `ROOT/rgb-images/<class>/<video>/00001.jpg`, ... and `ROOT/UCF101v2-GT.pkl`, or
-`ROOT/Frames/<class>/<video>/00001.png`, ... and `ROOT/JHMDB-GT.pkl`; and `ROOT/mini.json`. A video shows one of seven
-classes (`watch` is left out), done by all its actors. As in the originals, UCF101-24 has one split and one or two tubes
-per video, of which some cover a part of it only; JHMDB has three splits and one tube per video, from its first to its
-last frame.
+writes `rgb-images/<class>/<video>/00001.jpg`, ... and `UCF101v2-GT.pkl`, or `Frames/<class>/<video>/00001.png`, ... and
+`JHMDB-GT.pkl`, and `mini.json`, into a folder of ROOT that is named after the parameters, see `mini_tubes_folder`. A
+video shows one of seven classes (`watch` is left out), done by all its actors. As in the originals, UCF101-24 has one
+split and one or two tubes per video, some of which cover only a part of it; JHMDB has three splits and one tube per
+video, from its first to its last frame.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from evad.data.mini.render import Scene, actor_boxes, render
 from evad.data.mini.scene import GESTURES, IMAGE_SIZE, POSES, sample_scene
 from evad.data.mini.store import ensure_generated, run_jobs
 
-VERSION = 1  # raise it when the same parameters give other files, so that old folders are generated anew
+VERSION = 1  # raise it when the same parameters give other files: it is part of the folder's name
 TUBE_CLASSES = (*POSES, *GESTURES)  # class numbers 0 to 6
 SHORTEST_TUBE = 16  # frames; the usual linking drops tubes of fewer than 15
-RANDOM_STREAM = 2  # apart from the streams of the AVA layout's splits, 0 and 1
+RANDOM_STREAM = 2  # 0 and 1 are the streams of the AVA layout's splits
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What distinguishes the two data sets on disk.
+    """Differences between the two data sets on disk.
 
     Attributes:
         frames: Folder of the frame images.
         suffix: Of the frame images; `.jpg` is lossy, `.png` is not.
         pickle: Name of the annotation file.
-        num_splits: 1 or 3; a third of the videos is for testing in a split, another third in each.
+        num_splits: 1 or 3; each split tests on another third of the videos.
         most_actors: 1, or 2 for one or two per video.
-        partial: Whether half of the tubes cover a part of the video only.
+        partial: Whether half of the tubes cover only a part of the video.
         lengths: Fewest and most frames of a video.
     """
 
@@ -60,13 +60,18 @@ LAYOUTS = {
 }
 
 
+def mini_tubes_folder(root: Path | str, layout: str, num_videos: int = 420, seed: int = 0) -> Path:
+    """The folder of the data set with these parameters, below `root`; arguments as for `ensure_mini_tubes`."""
+    return Path(root) / f"{layout}-{num_videos}-seed{seed}-v{VERSION}"
+
+
 def ensure_mini_tubes(
     root: Path | str, layout: str, num_videos: int = 420, seed: int = 0, workers: int | None = None
 ) -> Path:
-    """The folder of the data set, generated now unless it is complete and has these parameters.
+    """The folder of the data set, generated now unless it is there.
 
     Args:
-        root: Folder; created where missing, its generated contents replaced where the parameters differ.
+        root: Folder above that of the data set; created where missing.
         layout: `ucf24` or `jhmdb`.
         num_videos: In all splits together; classes take turns.
         seed: Any other seed gives other videos.
@@ -74,14 +79,14 @@ def ensure_mini_tubes(
 
     Raises:
         ValueError: The layout is unknown, or a class would have no test video or no training video.
-        FileExistsError: `root` holds files that this function did not write.
+        FileExistsError: The folder of the data set holds other files.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
     fewest = 3 * len(TUBE_CLASSES)
     if num_videos < fewest:
         raise ValueError(f"num_videos is {num_videos}; every class needs 3 for its splits: give {fewest} or more")
-    root = Path(root)
+    folder = mini_tubes_folder(root, layout, num_videos, seed)
     parameters = {
         "layout": layout,
         "version": VERSION,
@@ -90,14 +95,15 @@ def ensure_mini_tubes(
         "image_size": IMAGE_SIZE,
         "classes": list(TUBE_CLASSES),
     }
-    ensure_generated(root, parameters, partial(generate_tubes, root, layout, num_videos, seed, workers))
-    return root
+    generate = partial(generate_tubes, layout=layout, num_videos=num_videos, seed=seed, workers=workers)
+    ensure_generated(folder, parameters, generate)
+    return folder
 
 
 def generate_tubes(root: Path, layout: str, num_videos: int = 420, seed: int = 0, workers: int | None = None) -> None:
-    """Write frames and annotations into `root`, which holds neither; arguments as for `ensure_mini_tubes`."""
+    """Write frames and annotations into `root`, which is empty; other arguments as for `ensure_mini_tubes`."""
     jobs = [TubeJob(seed, layout, index, root) for index in range(num_videos)]
-    videos = run_jobs(make_video, jobs, f"Generating {root.name}", workers)
+    videos = run_jobs(make_video, jobs, f"Generating {layout} videos", workers)
     with (root / LAYOUTS[layout].pickle).open("wb") as file:
         pickle.dump(_annotations(videos, LAYOUTS[layout].num_splits), file, protocol=2)
 
@@ -177,7 +183,7 @@ def _annotations(videos: list[TubeVideo], num_splits: int) -> dict[str, Any]:
         "test_videos": [[v.name for v, turn in zip(videos, turns) if turn == split] for split in range(num_splits)],
         "nframes": {v.name: v.num_frames for v in videos},
         "resolution": {v.name: (IMAGE_SIZE, IMAGE_SIZE) for v in videos},
-        # Converted here: arrays that came from several processes would share no dtype object and pickle to other bytes.
+        # Converted here: arrays from several processes do not share a dtype object and would pickle to other bytes.
         "gttubes": {v.name: {v.action: [tube.astype(np.float32) for tube in v.tubes]} for v in videos},
     }
 
@@ -185,13 +191,13 @@ def _annotations(videos: list[TubeVideo], num_splits: int) -> dict[str, Any]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m evad.data.mini.tubes", description=__doc__.splitlines()[0])
-    parser.add_argument("root", type=Path, help="folder of the data set")
+    parser.add_argument("root", type=Path, help="folder in which the data set gets one")
     parser.add_argument("--layout", choices=sorted(LAYOUTS), required=True)
     parser.add_argument("--num-videos", type=int, default=420)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=None, help="processes (default: one per processor)")
     arguments = parser.parse_args()
-    ensure_mini_tubes(arguments.root, arguments.layout, arguments.num_videos, arguments.seed, arguments.workers)
+    print(ensure_mini_tubes(arguments.root, arguments.layout, arguments.num_videos, arguments.seed, arguments.workers))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Seconds and frames of a video, also where its frame rate varies, as that of phone recordings does."""
+"""Conversion between seconds and frames of a video, also for varying frame rates, as phones record them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Numbers = TypeVar("Numbers", float, np.ndarray)
 
 
 class Timed(Protocol):
-    """What is known about when frames are shown.
+    """When the frames of a video are shown.
 
     Attributes:
         fps: Frames per second, the average where they vary.
@@ -32,7 +32,7 @@ def measured_rate(times: np.ndarray, stated_fps: float) -> tuple[float, np.ndarr
 
     Args:
         times: (num_frames,) seconds at which frames are shown, ascending.
-        stated_fps: What the container says.
+        stated_fps: Rate that the container states.
 
     Returns:
         `fps` and `times` as in `Timed`.

@@ -1,4 +1,4 @@
-"""What readers of videos have in common."""
+"""The interface of video readers, and their errors."""
 
 from __future__ import annotations
 
@@ -7,15 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-try:
-    import decord
-except ImportError:  # pyproject.toml leaves it out on macOS
-    decord = None
-else:
-    decord.logging.set_level(decord.logging.QUIET)
-
-
-_REENCODE = "download it again or re-encode it (ffmpeg -i OLD -c:v libx264 -crf 18 NEW.mp4)"
+REENCODE = "download it again or re-encode it (ffmpeg -i OLD -c:v libx264 -crf 18 NEW.mp4)"
 
 
 class VideoError(RuntimeError):
@@ -49,7 +41,7 @@ class VideoReader(Protocol):
         ...
 
 
-def _check_indices(indices: Sequence[int] | np.ndarray, num_frames: int, name: object) -> tuple[np.ndarray, np.ndarray]:
+def check_indices(indices: Sequence[int] | np.ndarray, num_frames: int, name: object) -> tuple[np.ndarray, np.ndarray]:
     """Distinct indices in ascending order, and where each requested one is among them."""
     requested = np.asarray(indices, dtype=np.int64)
     if requested.ndim != 1 or not len(requested):
@@ -60,5 +52,5 @@ def _check_indices(indices: Sequence[int] | np.ndarray, num_frames: int, name: o
     return np.unique(requested, return_inverse=True)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

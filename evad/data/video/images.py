@@ -14,13 +14,7 @@ from typing import Any
 import numpy as np
 from torchvision.io import ImageReadMode, decode_image
 
-try:
-    import decord
-except ImportError:  # pyproject.toml leaves it out on macOS
-    decord = None
-else:
-    decord.logging.set_level(decord.logging.QUIET)
-from evad.data.video.errors import VideoError, _check_indices, _first_line
+from evad.data.video.errors import VideoError, check_indices, first_line
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -46,7 +40,7 @@ class FrameReader:
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """See `VideoReader.read`."""
-        wanted, inverse = _check_indices(indices, self.num_frames, self._name)
+        wanted, inverse = check_indices(indices, self.num_frames, self._name)
         images = [self._read_image(int(index)) for index in wanted]
         for index, image in zip(wanted, images):
             if image.shape != (self.height, self.width, 3):
@@ -63,7 +57,7 @@ class FrameReader:
         try:
             return decode_image(path, ImageReadMode.RGB).permute(1, 2, 0).numpy()  # 3 H W -> H W 3
         except RuntimeError as error:
-            message = f"{path}: the image cannot be read ({_first_line(error)}); extract the frames again"
+            message = f"{path}: the image cannot be read ({first_line(error)}); extract the frames again"
             raise VideoError(message) from error
 
 
@@ -102,6 +96,60 @@ def compact_paths(paths: Sequence[str]) -> Sequence[str]:
     return tuple(paths)
 
 
+_NUMBER_IN_PATTERN = re.compile(r"%0?\d*d")
+
+
+def check_pattern(pattern: str) -> None:
+    """Refuse a pattern that `matching_frames` cannot follow.
+
+    Raises:
+        ValueError: The pattern lacks `{video}` or a single frame number after its last slash.
+    """
+    name = pattern.rpartition("/")[2]
+    numbers = _NUMBER_IN_PATTERN.findall(pattern)
+    if "{video}" not in pattern or len(numbers) != 1 or numbers[0] not in name:
+        raise ValueError(
+            f"data.frame_pattern {pattern!r} must hold {{video}} and, in the name of the file, one frame number, as in "
+            "{video}/img_%05d.jpg"
+        )
+
+
+@cache
+def matching_frames(root: str, pattern: str, video: str) -> Sequence[str]:
+    """Image files of a video whose paths follow a pattern, in order; none if nothing matches.
+
+    Args:
+        root: Folder the pattern is below.
+        pattern: Path with `{video}` and one printf-like frame number, such as `{video}/img_%05d.jpg`.
+        video: Name of the video.
+
+    Raises:
+        VideoError: A frame between the first and the last is missing.
+    """
+    folder, _, name = f"{root}/{pattern.replace('{video}', video)}".rpartition("/")
+    before, after = map(re.escape, _NUMBER_IN_PATTERN.split(name))
+    matches = [re.fullmatch(f"{before}(\\d+){after}", path) for path in _names(folder)]
+    frames = {int(match[1]): match[0] for match in matches if match}
+    numbers = sorted(frames)
+    gaps = set(range(numbers[0], numbers[-1])) - set(numbers) if numbers else ()
+    if gaps:
+        raise VideoError(f"video {video}: frame {min(gaps)} of {root}/{pattern} is missing; extract the frames again")
+    return compact_paths([f"{folder}/{frames[number]}" for number in numbers])
+
+
+def unmatched(root: str, pattern: str, video: str) -> str:
+    """Where the frames of a video were looked for, and what is there instead."""
+    wanted = f"{root}/{pattern.replace('{video}', video)}"
+    there = sorted(_names(wanted.rpartition("/")[0]))
+    found = f"its folder has {', '.join(there[:3])}{', ...' if len(there) > 3 else ''}" if there else "no such folder"
+    return f"{root}: nothing matches data.frame_pattern {pattern!r}, that is {wanted} ({found})"
+
+
+def _names(folder: str) -> list[str]:
+    """Names in a folder; none if it is not there."""
+    return os.listdir(folder) if Path(folder).is_dir() else []  # noqa: PTH208 (a folder may hold 27 030)
+
+
 @cache
 def list_frames(folder: str) -> Sequence[str]:
     """Image files of a folder, ordered by the number their names end in.
@@ -115,7 +163,7 @@ def list_frames(folder: str) -> Sequence[str]:
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of frames; check the data root and the video's name")
     numbers: dict[int, str] = {}
-    for name in os.listdir(folder):  # noqa: PTH208 (names only: a folder may hold 27 030)
+    for name in _names(folder):
         if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
             match = _NUMBERED.fullmatch(name)
             if not match:

@@ -1,7 +1,7 @@
-"""Frames of a video by exact index, from video files (decord or PyAV) and from folders of extracted images.
+"""Frames of a video file by exact index, by PyAV or decord.
 
-Readers hold open files and native decoders, so they are never pickled: what travels to DataLoader workers is the
-small description of where the pixels are (`VideoFiles`, `FrameFolders`), and each process opens its own readers.
+Readers hold open files and native decoders, so they are never pickled: DataLoader workers get the small description of
+where the pixels are (`VideoFiles`, `FrameFolders`), and each process opens its own readers.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from evad.data.video.clock import measured_rate
+from evad.data.video.errors import REENCODE, VideoError, VideoReader, check_indices, first_line
 
 try:
     import decord
-except ImportError:  # pyproject.toml leaves it out on macOS
+except ImportError:  # not installed where it has no wheels
     decord = None
 else:
     decord.logging.set_level(decord.logging.QUIET)
-from evad.data.video.errors import _REENCODE, VideoError, VideoReader, _check_indices, _first_line
 
 Backend = Literal["auto", "decord", "pyav"]
 
@@ -38,9 +38,9 @@ def open_video(path: str | Path, backend: Backend = "auto") -> VideoReader:
 
     Args:
         path: The file.
-        backend: `auto` is decord, and PyAV where decord is not installed, cannot read the file (decord 0.6 refuses
-            some narrow ones, 48 pixels wide for example) or is not exact: in AVI files with B-frames, and in files
-            whose first frames an edit list hides, it returns neighbouring frames. The pixels are identical.
+        backend: `auto` is PyAV, and decord for files that PyAV cannot read. The pixels are identical. decord 0.6 takes
+            60 to 200 MB per open video, indexes the file at every opening, cannot read some narrow videos (16 or 48
+            pixels wide), and returns neighbouring frames from AVI files with B-frames.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -50,17 +50,16 @@ def open_video(path: str | Path, backend: Backend = "auto") -> VideoReader:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such video file; check the data root and the file's name")
     if path.stat().st_size == 0:
-        raise VideoError(f"{path}: the video file is empty (0 bytes); {_REENCODE}")
+        raise VideoError(f"{path}: the video file is empty (0 bytes); {REENCODE}")
     if backend not in _READERS:
         raise ValueError(f"video backend {backend!r} is unknown; choose one of {', '.join(_READERS)}")
-    candidates = _READERS[backend] if not (backend == "auto" and _is_avi(path)) else (PyAVReader,)
     reasons = []
-    for candidate in candidates:
+    for reader in _READERS[backend]:
         try:
-            return candidate(path)
+            return reader(path)
         except VideoError as error:
-            reasons.append(str(error))
-    raise VideoError("; ".join(reasons))
+            reasons.append(str(error).removeprefix(f"{path}: ").removesuffix(f"; {REENCODE}"))
+    raise VideoError(f"{path}: {', '.join(reasons)}; {REENCODE}")
 
 
 def _is_avi(path: Path) -> bool:
@@ -78,12 +77,12 @@ class DecordReader:
         self._path = path
         try:
             self._reader = decord.VideoReader(str(path), num_threads=1)
-            # Read one frame now, so that a file decord opens but cannot decode is found here.
-            self.height, self.width, _ = self._reader[0].shape
+            # Read one frame as `read` does, so that a file decord opens but cannot decode is found here.
+            _, self.height, self.width, _ = self._reader.get_batch([0]).shape
             self.num_frames = len(self._reader)
             starts = self._reader.get_frame_timestamp(np.arange(self.num_frames))[:, 0].astype(np.float64)
         except (RuntimeError, decord.DECORDError) as error:
-            raise VideoError(f"{path}: decord cannot read the video ({_first_line(error)}); {_REENCODE}") from error
+            raise VideoError(f"{path}: decord cannot read the video ({first_line(error)}); {REENCODE}") from error
         self.fps = float(self._reader.get_avg_fps())
         self.times: np.ndarray | None = None
         if _is_avi(Path(path)):  # stores no presentation times
@@ -97,11 +96,11 @@ class DecordReader:
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """See `VideoReader.read`."""
-        wanted, inverse = _check_indices(indices, self.num_frames, self._path)
+        wanted, inverse = check_indices(indices, self.num_frames, self._path)
         try:
             frames = self._reader.get_batch(wanted).asnumpy()
         except (RuntimeError, decord.DECORDError) as error:
-            message = f"{self._path}: decord cannot decode frames {wanted.tolist()} ({_first_line(error)}); {_REENCODE}"
+            message = f"{self._path}: decord cannot decode frames {wanted.tolist()} ({first_line(error)}); {REENCODE}"
             raise VideoError(message) from error
         return frames[inverse]
 
@@ -126,21 +125,28 @@ class _Timeline:
 
 @lru_cache(maxsize=4096)
 def _timeline(path: str, mtime_ns: int, size: int) -> _Timeline:
-    """Timeline of a file, kept between readers: scanning a 15-minute video takes longer than decoding a clip."""
+    """Timeline of a file, kept between readers: scanning a 15-minute video takes longer than decoding a clip.
+
+    Forked workers inherit what their parent scanned.
+    """
     with av.open(path) as container:
-        packets = [packet for packet in container.demux(video=0) if packet.size]
-        times = [(p.pts, p.pts if p.dts is None else p.dts) for p in packets if p.pts is not None]
-        # AVI stores no presentation times; what the demuxer makes up is wrong as soon as frames are reordered.
-        invented = "avi" in container.format.name and any(pts != dts for pts, dts in times)
-    usable = len({pts for pts, _ in times}) == len(packets) and any(packet.is_keyframe for packet in packets)
+        # Numbers alone: 27 000 packets in memory would be heavy, and asking each twice slow.
+        packets = [(p.pts, p.dts, p.is_keyframe, p.is_discard) for p in container.demux(video=0) if p.size]
+        is_avi = "avi" in container.format.name
+    timed = [(pts, pts if dts is None else dts, *flags) for pts, dts, *flags in packets if pts is not None]
+    pts, dts, is_key, is_hidden = np.array(timed, dtype=np.int64).reshape(-1, 4).T
+    # AVI stores no presentation times; what the demuxer makes up is wrong as soon as frames are reordered.
+    invented = is_avi and (pts != dts).any()
+    usable = len(np.unique(pts)) == len(packets) and is_key.any()
     if invented or not usable:
         with av.open(path) as container:
             count = sum(1 for _ in container.decode(video=0))
         return _Timeline(count, None, np.zeros(1, np.int64), np.zeros((1, 2), np.int64))
+    order = np.argsort(pts)
     # Packets that an edit list hides are decoded, because others refer to them, but never shown.
-    pts = np.array(sorted(pts for (pts, _), p in zip(times, packets) if not p.is_discard), dtype=np.int64)
-    seek = np.array(sorted(time for time, p in zip(times, packets) if p.is_keyframe), dtype=np.int64).reshape(-1, 2)
-    return _Timeline(len(pts), pts, np.searchsorted(pts, seek[:, 0]), seek)
+    shown = pts[order][is_hidden[order] == 0]
+    seek = np.stack([pts, dts], axis=1)[order][is_key[order] == 1]
+    return _Timeline(len(shown), shown, np.searchsorted(shown, seek[:, 0]), seek)
 
 
 class PyAVReader:
@@ -157,10 +163,10 @@ class PyAVReader:
             self._open()
             rate = self._stream.average_rate or self._stream.guessed_rate
             if not self._timeline.num_frames or not rate:
-                raise VideoError(f"{path}: the video stream has no frames; {_REENCODE}")
+                raise VideoError(f"{path}: the video stream has no frames; {REENCODE}")
             self.height, self.width, _ = self._rgb(0).shape
         except (av.error.FFmpegError, IndexError) as error:
-            raise VideoError(f"{path}: PyAV cannot read the video ({_first_line(error)}); {_REENCODE}") from error
+            raise VideoError(f"{path}: PyAV cannot read the video ({first_line(error)}); {REENCODE}") from error
         self.num_frames = self._timeline.num_frames
         self.fps = float(rate)
         self.times: np.ndarray | None = None
@@ -169,11 +175,11 @@ class PyAVReader:
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """See `VideoReader.read`."""
-        wanted, inverse = _check_indices(indices, self.num_frames, self._path)
+        wanted, inverse = check_indices(indices, self.num_frames, self._path)
         try:
             frames = np.stack([self._rgb(int(index)) for index in wanted])
         except av.error.FFmpegError as error:
-            message = f"{self._path}: PyAV cannot decode frames {wanted.tolist()} ({_first_line(error)}); {_REENCODE}"
+            message = f"{self._path}: PyAV cannot decode frames {wanted.tolist()} ({first_line(error)}); {REENCODE}"
             raise VideoError(message) from error
         return frames[inverse]
 
@@ -195,7 +201,7 @@ class PyAVReader:
             self._restart(timestamp)
             if frame := self._advance(index):
                 return frame
-        raise VideoError(f"{self._path}: frame {index} of {self._timeline.num_frames} is damaged; {_REENCODE}")
+        raise VideoError(f"{self._path}: frame {index} of {self._timeline.num_frames} is damaged; {REENCODE}")
 
     def _restart(self, timestamp: int | None) -> None:
         """Place the decoder at a timestamp, or at the beginning."""
@@ -235,7 +241,7 @@ def _position(pts: np.ndarray, frame_pts: int | None) -> int:
 
 
 _READERS: dict[str, tuple[Callable[[Path], VideoReader], ...]] = {
-    "auto": (DecordReader, PyAVReader),
+    "auto": (PyAVReader, DecordReader),
     "decord": (DecordReader,),
     "pyav": (PyAVReader,),
 }

@@ -6,19 +6,31 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-try:
-    import decord
-except ImportError:  # pyproject.toml leaves it out on macOS
-    decord = None
-else:
-    decord.logging.set_level(decord.logging.QUIET)
 from evad.data.video.errors import VideoReader
-from evad.data.video.images import FrameReader, list_frames
+from evad.data.video.images import FrameReader, check_pattern, list_frames, matching_frames, unmatched
 from evad.data.video.readers import Backend, open_video
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+
+
+class ReaderSource(Protocol):
+    """Opens videos by name and knows which it has: `VideoFiles`, `FrameFolders`."""
+
+    root: Path
+
+    def __call__(self, video: str) -> VideoReader:
+        """Reader of `video`."""
+        ...
+
+    def missing(self, videos: Sequence[str]) -> list[str]:
+        """Those of `videos` that it cannot open because they are not there."""
+        ...
+
+    def where(self, video: str) -> str:
+        """Where a missing video was looked for."""
+        ...
 
 
 class VideoFiles:
@@ -56,6 +68,10 @@ class VideoFiles:
         """Those of `videos` that have no file."""
         return [video for video in videos if video not in self.paths]
 
+    def where(self, video: str) -> str:
+        """Where a missing video was looked for."""
+        return str(self.root)
+
 
 class FrameFolders:
     """Opens the extracted frames of a data set by video name.
@@ -63,30 +79,56 @@ class FrameFolders:
     Args:
         root: Folder with one folder of images per video.
         fps: Frames per second they were extracted at.
-        frame_lists: Image files per video, where a frame list names them; None reads the folders.
+        frame_lists: Image files per video, where a frame list names them.
+        pattern: Path of a video's images below `root`, such as `{video}/img_%05d.jpg`; without list and pattern, all
+            images of folder `{video}` in the order of the numbers in their names.
     """
 
-    def __init__(self, root: str | Path, fps: float, frame_lists: Mapping[str, Sequence[str]] | None = None) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        fps: float,
+        frame_lists: Mapping[str, Sequence[str]] | None = None,
+        pattern: str | None = None,
+    ) -> None:
         self.root = Path(root)
         self.fps = fps
         self.frame_lists = frame_lists
+        self.pattern = pattern
+        if pattern is not None:
+            check_pattern(pattern)
 
     def __call__(self, video: str) -> VideoReader:
         """Reader of `video`."""
-        if self.frame_lists is None:
-            return FrameReader(list_frames(str(self.root / video)), self.fps, video)
-        if video not in self.frame_lists:
-            raise FileNotFoundError(f"video {video!r} is not in the frame lists; add its frames to the list file")
-        return FrameReader(self.frame_lists[video], self.fps, video)
+        return FrameReader(self._frames(video), self.fps, video)
+
+    def _frames(self, video: str) -> Sequence[str]:
+        if self.frame_lists is not None:
+            if video not in self.frame_lists:
+                raise FileNotFoundError(f"video {video!r} is not in the frame lists; add its frames to the list file")
+            return self.frame_lists[video]
+        if self.pattern is None:
+            return list_frames(str(self.root / video))
+        if frames := matching_frames(str(self.root), self.pattern, video):
+            return frames
+        raise FileNotFoundError(f"video {video!r} is not in {self.where(video)}")
 
     def missing(self, videos: Sequence[str]) -> list[str]:
-        """Those of `videos` that have no folder or are in no frame list."""
-        if self.frame_lists is None:
+        """Those of `videos` that have no folder, are in no frame list or match no pattern."""
+        if self.frame_lists is not None:
+            return [video for video in videos if video not in self.frame_lists]
+        if self.pattern is None:
             return [video for video in videos if not (self.root / video).is_dir()]
-        return [video for video in videos if video not in self.frame_lists]
+        return [video for video in videos if not matching_frames(str(self.root), self.pattern, video)]
+
+    def where(self, video: str) -> str:
+        """Where a missing video was looked for."""
+        if self.frame_lists is None and self.pattern is not None:
+            return unmatched(str(self.root), self.pattern, video)
+        return str(self.root)
 
 
-# Readers a forked process got from its parent. Their decoding threads exist in the parent only, and decord's
+# Readers that a forked process got from its parent. Their decoding threads exist only in the parent, and decord's
 # destructor waits for them: it hangs or aborts the process, so these readers are never released.
 _INHERITED: list[OrderedDict[str, VideoReader]] = []
 
@@ -96,10 +138,15 @@ class ReaderCache:
 
     Args:
         open_reader: Opens a video by name.
-        size: Number of readers kept open.
+        size: Number of readers kept open, 1 or more.
+
+    Raises:
+        ValueError: `size` is below 1.
     """
 
-    def __init__(self, open_reader: Callable[[str], VideoReader], size: int = 8) -> None:
+    def __init__(self, open_reader: Callable[[str], VideoReader], size: int) -> None:
+        if size < 1:
+            raise ValueError(f"data.open_videos is {size}; it must be 1 or more")
         self.open_reader = open_reader
         self.size = size
         self._readers: OrderedDict[str, VideoReader] = OrderedDict()
