@@ -224,7 +224,7 @@ def test_other_position_table_is_used_and_survives_saving(detector, encoder_conf
 
 def test_position_table_of_another_clip_length_is_an_error(detector, tmp_path):
     torch.save(encoder_state() | {"pos_embed": torch.zeros(1, 8 * 9, 24)}, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match=r"table of 72 cells is no 4 square slices"):
+    with pytest.raises(ValueError, match=r"table of 72 cells is not 4 square slices"):
         load_pretrained(detector, tmp_path / "weights.pth")
 
 

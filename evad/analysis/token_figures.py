@@ -121,10 +121,10 @@ def area_share_figure(shares: pd.DataFrame) -> Figure:
 def attention_figure(
     images: np.ndarray, maps: Mapping[str, np.ndarray], patch: int, boxes: Sequence[Sequence[float]] = ()
 ) -> Figure:
-    """What actors look at: input above, then a row of attention over the slices for each entry of `maps` (Fig. 12).
+    """What actors attend to: input above, then a row of attention over the slices for each entry of `maps` (Fig. 12).
 
-    Colours are relative to uniform attention over the tokens that are left, from 0 to the row's 99th percentile, so
-    that rows with fewer tokens can be compared. Dropped tokens are grey.
+    Colours are relative to uniform attention over the preserved tokens, from 0 to the row's 99th percentile, so that
+    rows with fewer tokens can be compared. Dropped tokens are grey.
 
     Args:
         images: (T', h, w, 3) float in [0, 1].

@@ -1,4 +1,4 @@
-"""What happens to a clip's tokens: which survive, how many lie on actors, what the decoder looks at.
+"""What happens to a clip's tokens: which survive, how many lie on actors, which of them actors attend to.
 
 Nothing here changes a detector: each call puts it into evaluation mode and back.
 """
@@ -74,8 +74,8 @@ def union_coverage(boxes: np.ndarray, grid: tuple[int, int], patch: int) -> np.n
 def gt_area_share(survival: Tensor, boxes: Tensor, size: tuple[int, int], patch: int) -> pd.DataFrame:
     """How much of the preserved tokens lies inside the union of one clip's ground-truth boxes (Fig. 8).
 
-    The keyframe's boxes stand for all slices, as in the paper. A token on the edge of the union counts with the share
-    of its area that is inside, so tokens chosen at random have the share of the area itself.
+    The keyframe's boxes are used for all slices, as in the paper. A token on the edge of the union counts by the share
+    of its area that is inside, so that tokens chosen at random would give the boxes' share of the image.
 
     Args:
         survival: (S, T', H', W') bool, True = preserved.
@@ -122,7 +122,7 @@ def gt_area_shares(model: EVAD, batches: Iterable[Batch]) -> pd.DataFrame:
 
 @dataclass
 class ActorAttention:
-    """What the actors look at in one decoder block, averaged over heads.
+    """What the actors attend to in one decoder block, averaged over heads.
 
     Attributes:
         weights: (B, Q, M + Q), probability an actor gives to each of the M tokens, then to each actor; sums to 1.

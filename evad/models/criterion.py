@@ -114,7 +114,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 
 class SetCriterion(nn.Module):
-    """Losses of a batch; weights and sums are the trainer's business.
+    """Losses of a batch, unweighted: the trainer weighs and sums them.
 
     Args:
         matcher: Assigns boxes to queries.
@@ -144,7 +144,7 @@ class SetCriterion(nn.Module):
             matches = self.matcher(logits, boxes, targets, sizes)
             stages.append((self.person_loss(logits, matches), *self.box_losses(boxes, targets, matches, sizes)))
         person, l1, giou = (torch.stack(terms) for terms in zip(*stages))
-        # `matches` are those of the last stage: its boxes are the ones whose actions were classified.
+        # `matches` are those of the last stage, whose boxes were classified.
         action = action_loss(at_least_float32(output.action_logits), targets, matches)
         return Losses(person, l1 / num_boxes, giou / num_boxes, action)
 
@@ -172,7 +172,7 @@ class OverlapMatcher:
     """Gives every box the annotated box it overlaps most, several to one if need be (two-stage training).
 
     Args:
-        iou: Smallest overlap; a box with less belongs to nobody.
+        iou: Smallest overlap; a box with less is not matched.
     """
 
     def __init__(self, iou: float = 0.5) -> None:
@@ -213,7 +213,7 @@ class ActionCriterion(nn.Module):
 def action_loss(logits: Tensor, targets: list[Target], matches: list[Match]) -> Tensor:
     """Mean binary cross-entropy over matched actors and classes, per decoder block: (D', B, Q, K) -> (D',).
 
-    Without any box the loss is 0, but still connected to the graph.
+    If there is no box, the loss is 0, but still connected to the graph.
     """
     matched = torch.cat([logits[:, clip, queries] for clip, (queries, _) in enumerate(matches)], dim=1)
     labels = torch.cat([target.labels[index] for target, (_, index) in zip(targets, matches)]).to(logits.dtype)

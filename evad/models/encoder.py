@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from timm.layers import Mlp
@@ -177,13 +177,12 @@ class VideoTransformer(nn.Module):
         """
         if order not in get_args(ContextOrder):
             raise ValueError(f"context_order {order!r} is neither 'position' nor 'score'")
-        block: Any
-        for block in self.blocks:
-            if order == "score" and block.pruning is not None and not block.pruning.ranks:
-                raise ValueError(
-                    f"context_order 'score': the tokens of {type(block.pruning).__name__} have no score to order them "
-                    "by, use model.context_order=position or another model/pruning"
-                )
+        unranked = [stage for stage in self.modules() if isinstance(stage, TokenPruning) and not stage.ranks]
+        if order == "score" and unranked:
+            raise ValueError(
+                f"context_order 'score': the tokens of {type(unranked[0]).__name__} have no score to order them by, "
+                "use model.context_order=position or another model/pruning"
+            )
         self.context_order = order
 
     def forward(self, clips: Tensor) -> EncoderOutput:

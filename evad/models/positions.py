@@ -21,7 +21,7 @@ def sine_cosine_table(num_positions: int, dim: int) -> Tensor:
 
 @torch.no_grad()
 def resize_table(table: Tensor, grid: tuple[int, int, int], size: tuple[int, int]) -> Tensor:
-    """Bicubic resize of every temporal slice by itself.
+    """Bicubic resize of each temporal slice separately.
 
     Args:
         table: (T' * h * w, C) codes of `grid` = (T', h, w) in time, row, column order.
@@ -40,9 +40,9 @@ class GridPositions(nn.Module):
     """Position codes for the tokens of a clip of any size.
 
     The table is defined on a base grid (14 x 14 positions per slice for VideoMAE's pretraining on 224 pixels) and
-    resized for other image sizes. The last resized table is kept, because a validation set or a video has one size.
-    The sine-cosine table is a constant that no checkpoint stores; a table that came with pretrained weights is stored,
-    and found again when such a checkpoint is loaded.
+    resized for other image sizes. The last resized table is cached, because a validation set or a video has one size.
+    The sine-cosine table is a constant and not saved; a table that came with pretrained weights is saved with the
+    model's weights and used when they are loaded.
 
     Args:
         dim: Channels C of the codes.
@@ -62,7 +62,7 @@ class GridPositions(nn.Module):
         self.register_load_state_dict_pre_hook(_expect_stored_table)
 
     def replace(self, table: Tensor) -> None:
-        """Use other codes than sine and cosine; from now on they are saved with the weights.
+        """Use other codes than sine and cosine, and save them with the weights from now on.
 
         Args:
             table: (T' * h * w, C) codes of the base grid.
@@ -91,7 +91,7 @@ class GridPositions(nn.Module):
             )
         if tuple(grid) == self.base_grid:
             return self.table
-        if torch.compiler.is_exporting():  # programs keep nothing
+        if torch.compiler.is_exporting():  # an exported program has no cache
             return resize_table(self.table, self.base_grid, grid[1:])
         if self._resized is None or self._resized[0] is not self.table or self._resized[1] != grid:
             self._resized = (self.table, grid, resize_table(self.table, self.base_grid, grid[1:]))
@@ -99,7 +99,7 @@ class GridPositions(nn.Module):
 
 
 def _expect_stored_table(positions: GridPositions, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Before loading: a checkpoint that holds a table has one of its own, see `GridPositions.replace`."""
+    """Before loading a state dict with a table: make a place for it, see `GridPositions.replace`."""
     if f"{prefix}table" in state:
         positions.register_buffer("table", positions.table, persistent=True)
         positions._resized = None

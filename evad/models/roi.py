@@ -16,7 +16,7 @@ def batched_rois(boxes: Tensor) -> Tensor:
     """Boxes (B, Q, 4) -> RoIAlign rows (B * Q, 5) whose first column is the clip index.
 
     RoIAlign reads outside its input where a coordinate is NaN or infinite, which ends the process. Such coordinates
-    (of a model that diverged) are made finite here, and the matcher reports them.
+    (of a model that diverged) are made finite here; the matcher reports them as an error.
     """
     batch, queries, _ = boxes.shape
     boxes = boxes.nan_to_num(0.0).clamp(-_FAR, _FAR)

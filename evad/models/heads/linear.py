@@ -12,9 +12,9 @@ from evad.models.tokens import Tokens
 class LinearClassification(ActorReader):
     """Surviving tokens and located actors -> action logits, without refinement by context.
 
-    RoI features come from the encoder's own channels. The paper's 169 M parameters leave room for nothing else: the
-    detector without decoder (16.371 M) and projection (0.295 M) has 168.694 M, and this layer 0.062 M. Position codes
-    are not added to the volume: they serve attention, and here they would only shift features by where an actor stands.
+    RoI features have the encoder's own channels. The paper's 169 M parameters allow nothing else: the detector without
+    decoder (16.371 M) and projection (0.295 M) has 168.694 M, and this layer 0.062 M. Position codes are not added to
+    the volume: they serve attention, and here they would only shift features by an actor's position.
 
     Args:
         in_dim: Channels C of the encoder.

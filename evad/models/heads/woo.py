@@ -38,7 +38,7 @@ class Interaction(nn.Module):
 
 
 class InteractionStage(nn.Module):
-    """Embeddings of all actors attend to each other, then each reads space or time of its actor.
+    """Embeddings of all actors attend to each other, then each reads its actor in space or time.
 
     Args:
         dim: Channels D.
@@ -98,11 +98,11 @@ class InteractionClassification(ActorReader):
     two generated 1x1 convolutions (as in the localization), and an action head reads the two side by side. All stages
     are supervised, the last one is the prediction.
 
-    What is known of the head comes from the papers: WOO's names spatial and temporal embeddings, their interaction
-    with RoI features and their fusion; EVAD's gives the cost of the whole detector with it, 314 M parameters (Table 1a)
-    and 378 GFLOPs at short side 288 (Table 4), without saying how they are divided. The division is ours, and may
-    differ from theirs: 6 stages of width 256 as in the localization, one attention for both kinds of embeddings, fusion
-    by concatenation, action heads as in the decoder. It has 145.2 M parameters, 313.9 M and 377.7 GFLOPs with the rest.
+    The papers do not describe the head completely: WOO's names spatial and temporal embeddings, their interaction with
+    RoI features and their fusion; EVAD's gives the cost of the whole detector with it, 314 M parameters (Table 1a) and
+    378 GFLOPs at short side 288 (Table 4), but not how they are divided. Our division may differ from theirs: 6 stages
+    of width 256 as in the localization, one attention for both kinds of embeddings, fusion by concatenation, action
+    heads as in the decoder. It has 145.2 M parameters, and with the rest 313.9 M and 377.7 GFLOPs.
 
     Args:
         in_dim: Channels C of the encoder.

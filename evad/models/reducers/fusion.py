@@ -23,10 +23,10 @@ class FusingPruning(KeyframePruning):
         index = most_important(tokens, importance, self.keep_rate)
         survivors = tokens.select_context(index)
         first, total = tokens.num_protected, tokens.position.shape[1]
-        gone = complement(index, total - first) + first
-        if gone.shape[1] == 0:
+        dropped = complement(index, total - first) + first
+        if dropped.shape[1] == 0:
             return survivors
-        return with_extra(survivors, weighted_mean(take(tokens.x, gone), importance.gather(1, gone)).unsqueeze(1))
+        return with_extra(survivors, weighted_mean(take(tokens.x, dropped), importance.gather(1, dropped)).unsqueeze(1))
 
 
 def weighted_mean(x: Tensor, weight: Tensor) -> Tensor:

@@ -39,11 +39,11 @@ class MergedTokens(RememberingTokens):
 class MergingPruning(TokenPruning):
     """Merges context tokens with similar keys until ceil(rho * N) tokens are left; keyframe tokens never merge.
 
-    The tokens that may merge alternate between two sets, and the tokens of the first that are most similar to one of
-    the second become part of it: a mean weighted by how many cells each holds. If more than half must go, the rest is
-    matched again. A merged token stands at the place of the token it was merged into; the other places are free.
-    Attention counts a token as often as it holds cells, here and in all later blocks, not in the decoder. If no context
-    token is to be left, there is nothing to merge into, and all are dropped.
+    The tokens that may merge are assigned to two sets in turn, and those of the first set that are most similar to one
+    of the second are merged into it: a mean weighted by how many cells each holds. If more than half must be merged
+    away, the rest is matched again. A merged token keeps the position of the token it was merged into; the other
+    position counts as dropped. Attention counts a token once per cell it holds, here and in all later blocks, not in
+    the decoder. If no context token may be left, there is nothing to merge into, and all are dropped.
 
     Args:
         keep_rate: See `TokenPruning`.

@@ -66,7 +66,7 @@ _RELEASED_EVAD = [
     (r"det_head\.s0_headseries\.", "localization.heads."),
     (r"init_proposal_(boxes|features)\.weight$", r"localization.proposal_\1"),
 ]
-# Constants of the released program that are no weights.
+# Constants of the released program, not weights.
 _RELEASED_CONSTANTS = ("criterion.empty_weight",)
 
 
@@ -103,12 +103,12 @@ class PretrainedWeights:
 
     Attributes:
         path: File or folder they come from.
-        layout: Whose they are, in words.
+        layout: Which program's names they have, in words.
         state: Our name -> tensor. `TABLE` holds a position table, (T' * h * w, C), fixed or not.
-        num_heads: Attention heads the encoder was trained with, where the source says so.
-        context_order: `context_order` of a trained detector; None where the source does not say or is no detector.
-        dropped: Names left out on purpose: parts no detector has.
-        unexpected: Names that no rule knows.
+        num_heads: Attention heads the encoder was trained with; None if not recorded.
+        context_order: `context_order` of a trained detector; None if not recorded.
+        dropped: Names left out on purpose: parts that detectors do not have.
+        unexpected: Names that match no rule.
         notes: What else happened, in sentences.
     """
 
@@ -122,10 +122,10 @@ class PretrainedWeights:
     notes: list[str] = field(default_factory=list)
 
     def add(self, name: str, ours: str | None, value: Tensor) -> None:
-        """Take the tensor `name` as our `ours`; None if no rule knows it.
+        """Take the tensor `name` as our parameter `ours`; None if it matches no rule.
 
         Raises:
-            ValueError: if another tensor of the file has that place already.
+            ValueError: if another tensor of the file was taken as the same parameter.
         """
         if ours is None:
             self.unexpected.append(name)
@@ -135,7 +135,7 @@ class PretrainedWeights:
             self.state[ours] = value
 
     def encoder_only(self) -> PretrainedWeights:
-        """Without the parts that read the encoder's tokens, and so without the order they read them in."""
+        """The encoder's weights alone; `context_order` belongs to the parts left out."""
         state = {name: value for name, value in self.state.items() if name.startswith("encoder.")}
         others = [name for name in self.state if name not in state]
         return replace(self, state=state, dropped=self.dropped + others, context_order=None)
@@ -234,8 +234,8 @@ def _add_backbone(weights: PretrainedWeights, tensors: dict[str, Tensor], rules:
     pooled = [name for name in weights.dropped if "fc_norm." in name]
     if pooled and "encoder.norm.weight" not in weights.state:
         weights.notes.append(
-            "fc_norm normalises the mean of all tokens, not tokens: it is dropped and the encoder's final norm starts "
-            "as built, as in the released EVAD"
+            "fc_norm normalises the mean of all tokens, not tokens: it is dropped and the encoder's final norm keeps "
+            "its initial values, as in the released EVAD"
         )
 
 
@@ -264,7 +264,7 @@ def _pack_attention(weights: PretrainedWeights) -> None:
 
 
 def _first_match(rules: list[tuple[str, str]], name: str) -> str | None:
-    """`name` rewritten by the first rule that matches its start; None if none does."""
+    """`name` rewritten by the first rule that matches its start; None if there is none."""
     for pattern, replacement in rules:
         if re.match(pattern, name):
             return re.sub("^" + pattern, replacement, name)

@@ -1,4 +1,4 @@
-"""Start a detector from pretrained weights, and say exactly what became of every one of them."""
+"""Start a detector from pretrained weights, and report what was done with each of them."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _TABLE_TOLERANCE = 1e-3
 
 @dataclass
 class Report:
-    """What became of the weights of a file.
+    """What was done with the weights of a file.
 
     Attributes:
         path: File or folder.
-        layout: Whose weights these are, in words.
+        layout: Which program's weights these are, in words.
         loaded: Parameters of the model that now hold the file's values.
         missing: Parameters that the file does not have; they keep their initial values.
-        unexpected: Names in the file that the model has no place for.
+        unexpected: Names in the file that the model does not have.
         reshaped: `name (theirs) instead of (ours)`: parameters of another shape in the file, such as action heads of
             another number of classes; they keep their initial values.
         dropped: Names in the file left out on purpose.
         notes: What else happened, in sentences.
         encoder_loaded: How many of `loaded` belong to the encoder.
         encoder_total: How many parameters the encoder has.
-        context_order: What the weights were trained with, and the model now uses; None: the model's is unchanged.
+        context_order: Order the weights were trained with, which the model now uses; None: it keeps its own.
     """
 
     path: Path
@@ -110,7 +110,7 @@ def load_pretrained(model: EVAD, path: str | Path, part: InitPart = "model") -> 
     """Start `model` from pretrained weights: of an encoder alone, or of a whole detector.
 
     Args:
-        model: Detector as built; what the file does not have keeps its value.
+        model: Detector whose weights are replaced; what the file does not have keeps its value.
         path: Weights of VideoMAE, VideoMAE V2, Hugging Face VideoMAE, a released EVAD detector or one of ours, see
             `evad.models.weights.reading.read_weights`.
         part: `encoder` takes a detector's encoder alone, as if it were pretrained on another task.
@@ -205,14 +205,15 @@ def _use_table(positions: GridPositions, table: Tensor, path: Path) -> str:
     """Give the encoder the codes its weights were trained with.
 
     The fixed sine-cosine table of our grid is a constant of the model and dropped. Any other table is used: learned
-    codes, or those of another grid, which number their cells differently and so are no resized version of ours. Slices
-    are resized one by one to the base grid; they are taken to be square unless the table has our number of cells.
+    codes, or those of another grid, which number their cells differently and so are not a resized version of ours.
+    Slices are resized one by one to the base grid; they are assumed to be square unless the table has our number of
+    cells.
 
     Returns:
         What was done, in a sentence.
 
     Raises:
-        ValueError: if the table has another width, or is no T' square slices.
+        ValueError: if the table has another width, or is not T' square slices.
     """
     slices, height, width = positions.base_grid
     dim = positions.table.shape[1]
@@ -229,7 +230,7 @@ def _use_table(positions: GridPositions, table: Tensor, path: Path) -> str:
     side = math.isqrt(cells // slices)
     if slices * side * side != cells:
         raise ValueError(
-            f"{path}: position table of {cells} cells is no {slices} square slices; clips of another number of frames "
+            f"{path}: position table of {cells} cells is not {slices} square slices; clips of another number of frames "
             "or class tokens are not supported: set model.num_frames to that of the weights"
         )
     positions.replace(resize_table(table, (slices, side, side), (height, width)))

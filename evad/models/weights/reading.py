@@ -44,8 +44,8 @@ class WeightFile:
     Attributes:
         path: File or folder.
         tensors: The state dict, under the file's own names.
-        metadata: What a safetensors file says about itself.
-        config: `config.json` beside the weights (Hugging Face); empty where there is none.
+        metadata: Metadata of a safetensors file.
+        config: `config.json` beside the weights (Hugging Face); empty if there is none.
         ignored: Names of everything else in the file: optimizer, epoch, arguments, ...
     """
 
