@@ -21,6 +21,7 @@ from evad.models.weights.importers import TABLE, read_pretrained, released_evad_
 from evad.models.weights.loading import grouped, load_pretrained
 from evad.runs.build import build_model
 from evad.runs.checkpoints import load_weights, run_of_checkpoint
+from evad.training.build import absolute_paths
 
 ROOT = Path(__file__).parents[1]
 RELEASED_CASE = Path(__file__).parent / "fixtures/model/tiny_keep0.7_official_order"
@@ -478,7 +479,9 @@ def test_released_detector_is_refused_where_tokens_have_no_score(released):
 def test_run_checkpoint_converts_with_its_own_config(detector, encoder_config, tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    OmegaConf.save(encoder_config, run / "config.yaml")
+    saved = encoder_config.copy()
+    absolute_paths(saved)
+    OmegaConf.save(saved, run / "config.yaml")
     (run / "classes.json").write_text("{}")
     state = {f"model.{name}": value for name, value in detector.state_dict().items()}
     torch.save({"state_dict": state | {"criterion.weight": torch.ones(2)}}, run / "checkpoints" / "last.ckpt")

@@ -33,8 +33,8 @@ SETTINGS = {
 PARTS = {
     "pruning": "model.net.encoder.pruning",
     "classifier": "model.net.classification",
-    "keyframe": "model.net.encoder.keyframe",
-    "decoder_input": "model.net.encoder.decoder_input",
+    "keyframe": "model.keyframe",
+    "decoder_input": "model.decoder_input",
 }
 """Column -> key of the part's configuration, for runs where neither a group choice nor `model.<column>` names it."""
 
