@@ -31,7 +31,7 @@ from evad.detector import Detector
 from evad.models.evad import EVAD
 from evad.models.heads.external import ExternalBoxes
 from evad.models.postprocess import PostProcess
-from evad.precision import autocast, prepare
+from evad.precision import precision_name, prepare
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +108,11 @@ def export(cfg: DictConfig) -> Path:
     if not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise ValueError(f"export.size is {size}; give height and width of your videos: export.size=[360,640]")
     size = (size[0], size[1])
+    if (precision := precision_name(cfg.trainer.precision)) != "32-true":
+        raise ValueError(
+            f"trainer.precision={precision}: torch.export cannot write mixed precision into a program; add "
+            "trainer.precision=32-true"
+        )
     output = Path(HydraConfig.get().runtime.output_dir)
     device = torch.device(options.device)
     prepare(device, cfg.trainer.precision, cfg.matmul_precision)
@@ -120,9 +125,8 @@ def export(cfg: DictConfig) -> Path:
     traced, others = (random_frames(shape, seed).to(device) for seed in (0, 1))
     log.info("tracing a clip of %d frames of %d x %d", shape[1], *size)
     path, draft = output / PROGRAM, output / f"draft_{PROGRAM}"
-    with autocast(cfg.trainer.precision, device.type):  # casts become part of the program
-        torch.export.save(torch.export.export(detector, (traced,)), draft)
-    difference = largest_difference(draft, detector, others, cfg.trainer.precision)
+    torch.export.save(torch.export.export(detector, (traced,)), draft)
+    difference = largest_difference(draft, detector, others)
     draft.replace(path)
     (output / DESCRIPTION).write_text(json.dumps(describe(cfg, detector, shape, parts.names), indent=2) + "\n")
     megabytes = path.stat().st_size / 1e6
@@ -136,15 +140,13 @@ def random_frames(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def largest_difference(path: Path, detector: FrameDetector, frames: Tensor, precision: str = "32-true") -> float:
-    """How far the outputs of a written program, called twice, are from the detector's in the precision of the program.
+def largest_difference(path: Path, detector: FrameDetector, frames: Tensor) -> float:
+    """How far the outputs of a written program, called twice, are from the detector's.
 
     Raises:
         RuntimeError: if it is more than rounding.
     """
-    program = torch.export.load(path).module()
-    with autocast(precision, frames.device.type):
-        ours = detector(frames)
+    program, ours = torch.export.load(path).module(), detector(frames)
     calls = [program(frames) for _ in range(2)]
     difference = max(float((one - other).abs().max()) for theirs in calls for one, other in zip(theirs, ours))
     if not difference < 1e-3:

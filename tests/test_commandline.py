@@ -200,6 +200,12 @@ def test_nothing_of_a_run_stays_behind_for_the_training_command():
     assert "train" not in ConfigStore.instance().repo
 
 
+def test_mixed_precision_is_not_silently_left_out_of_a_program(run_dir, call):
+    options = ["export.size=[48,64]", "trainer.precision=bf16-mixed"]
+    with pytest.raises(ValueError, match=r"bf16-mixed: torch\.export cannot write mixed precision.*32-true"):
+        call(export, f"ckpt_path={run_dir}/checkpoints/best.ckpt", *options)
+
+
 def test_evaluation_and_its_pictures_run_in_the_trainers_precision(run_dir, call, monkeypatch):
     seen = []
     forward = EVAD.forward
