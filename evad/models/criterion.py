@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_iou, generalized_box_iou, generalized_box_iou_loss
 
 from evad.structures import EVADOutput, Target
@@ -58,7 +59,6 @@ class HungarianMatcher:
     def __init__(self, person: float = 2.0, l1: float = 5.0, giou: float = 2.0) -> None:
         self.person, self.l1, self.giou = person, l1, giou
 
-    @torch.no_grad()
     def __call__(self, person_logits: Tensor, boxes: Tensor, targets: list[Target], sizes: Tensor) -> list[Match]:
         """Match the queries of one localization stage.
 
@@ -74,30 +74,41 @@ class HungarianMatcher:
         Raises:
             ValueError: if a cost is not finite (the model diverged).
         """
-        probability = person_logits.to(boxes.dtype).softmax(-1)[..., 0]
+        return self.match_stages(person_logits.unsqueeze(0), boxes.unsqueeze(0), targets, sizes)[0]
+
+    @torch.no_grad()
+    def match_stages(
+        self, person_logits: Tensor, boxes: Tensor, targets: list[Target], sizes: Tensor
+    ) -> list[list[Match]]:
+        """Match every localization stage: (S, B, Q, 2) logits and (S, B, Q, 4) boxes, else as for one stage.
+
+        All costs are copied from the device at once and all matches back at once: each copy from the device waits for
+        everything computed so far.
+        """
+        costs = self.costs(person_logits, boxes, targets, sizes).cpu().numpy()
+        counts = [len(target.boxes) for target in targets]
+        pairs = [solve(cost[:, :count]) for stage in costs for cost, count in zip(stage, counts)]
+        joined = torch.from_numpy(np.concatenate(pairs, axis=1)).to(boxes.device, non_blocking=True)
+        matches = [(queries, index) for queries, index in joined.split([pair.shape[1] for pair in pairs], dim=1)]
+        return [matches[start : start + len(targets)] for start in range(0, len(matches), len(targets))]
+
+    def costs(self, person_logits: Tensor, boxes: Tensor, targets: list[Target], sizes: Tensor) -> Tensor:
+        """Costs (S, B, Q, G) for G boxes per clip, the largest number in the batch; the rest of a clip is padding."""
+        probability = person_logits.to(boxes.dtype).softmax(-1)[..., :1]
         scale = image_scale(sizes, boxes.dtype)
-        matches = []
-        for clip, target in enumerate(targets):
-            truth = target.boxes.to(boxes.dtype)
-            cost = (
-                self.l1 * torch.cdist(boxes[clip] / scale[clip], truth / scale[clip], p=1)
-                - self.person * probability[clip][:, None]
-                - self.giou * generalized_box_iou(boxes[clip], truth)
-            )
-            rows, columns = solve(cost.cpu().numpy())
-            matches.append((rows.to(boxes.device), columns.to(boxes.device)))
-        return matches
+        truth = pad_sequence([target.boxes.to(boxes.dtype) for target in targets], batch_first=True)  # (B, G, 4)
+        distance = torch.cdist(boxes / scale, truth / scale, p=1)
+        return self.l1 * distance - self.person * probability - self.giou * generalized_box_iou(boxes, truth)
 
 
-def solve(cost: np.ndarray) -> Match:
-    """Minimal-cost assignment of a (Q, n) matrix."""
+def solve(cost: np.ndarray) -> np.ndarray:
+    """Minimal-cost assignment of a (Q, n) matrix: (2, m) int64, rows and columns."""
     if not np.isfinite(cost).all():
         raise ValueError(
             "matching cost is not finite: the predicted boxes or logits are NaN or infinite (lower the learning rate, "
             "clip gradients or train in float32)"
         )
-    rows, columns = linear_sum_assignment(cost)
-    return torch.as_tensor(rows, dtype=torch.int64), torch.as_tensor(columns, dtype=torch.int64)
+    return np.stack(linear_sum_assignment(cost))
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
@@ -137,11 +148,11 @@ class SetCriterion(nn.Module):
         Raises:
             ValueError: if a matching cost is not finite (the model diverged).
         """
-        num_boxes = output.boxes.new_tensor(float(sum(len(target.boxes) for target in targets)))
+        num_boxes = output.boxes.new_full((), sum(len(target.boxes) for target in targets))
         num_boxes = mean_over_ranks(num_boxes).clamp(min=1)
-        stages = []
-        for logits, boxes in zip(at_least_float32(output.person_logits), output.boxes):
-            matches = self.matcher(logits, boxes, targets, sizes)
+        all_logits, stages = at_least_float32(output.person_logits), []
+        all_matches = self.matcher.match_stages(all_logits, output.boxes, targets, sizes)
+        for logits, boxes, matches in zip(all_logits, output.boxes, all_matches):
             stages.append((self.person_loss(logits, matches), *self.box_losses(boxes, targets, matches, sizes)))
         person, l1, giou = (torch.stack(terms) for terms in zip(*stages))
         # `matches` are those of the last stage: its boxes are the ones whose actions were classified.
@@ -218,5 +229,5 @@ def action_loss(logits: Tensor, targets: list[Target], matches: list[Match]) -> 
     matched = torch.cat([logits[:, clip, queries] for clip, (queries, _) in enumerate(matches)], dim=1)
     labels = torch.cat([target.labels[index] for target, (_, index) in zip(targets, matches)]).to(logits.dtype)
     terms = F.binary_cross_entropy_with_logits(matched, labels.expand_as(matched), reduction="none")
-    count = mean_over_ranks(logits.new_tensor(float(matched[0].numel())))
+    count = mean_over_ranks(logits.new_full((), matched[0].numel()))
     return terms.sum(dim=(1, 2)) / torch.where(count > 0, count, 1.0)
