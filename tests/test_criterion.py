@@ -192,14 +192,17 @@ COUNTS = [(3, 0, 1), (2, 2, 2), (0, 0), (8, 1, 0)]  # 8 are more than there are 
 @pytest.mark.parametrize("counts", COUNTS)
 def test_stages_are_matched_together_as_each_clip_of_each_by_itself(counts):
     output, targets, sizes = several_stages(counts)
-    matches = HungarianMatcher().match_stages(output.person_logits, output.boxes, targets, sizes)
-    assert [len(stage) for stage in matches] == [len(counts)] * 3
-    for logits, boxes, stage in zip(output.person_logits.detach(), output.boxes.detach(), matches):
-        for clip, (queries, index) in enumerate(stage):
-            cost = explicit_cost(logits[clip], boxes[clip], targets[clip].boxes, 2, 5, 2)
+    flat = HungarianMatcher().match_stages(output.person_logits, output.boxes, targets, sizes)
+    assert flat.dtype == torch.int64
+    for logits, boxes, stage in zip(output.person_logits.detach(), output.boxes.detach(), flat.tolist()):
+        expected = []
+        for clip, target in enumerate(targets):
+            cost = explicit_cost(logits[clip], boxes[clip], target.boxes, 2, 5, 2)
             rows, columns = linear_sum_assignment(cost.numpy())
+            expected += [(5 * clip + row, sum(counts[:clip]) + column) for row, column in zip(rows, columns)]
+            ((queries, index),) = HungarianMatcher()(logits[clip : clip + 1], boxes[clip : clip + 1], [target], SIZES)
             assert (queries.tolist(), index.tolist()) == (rows.tolist(), columns.tolist())
-            assert queries.dtype == index.dtype == torch.int64
+        assert list(zip(*stage)) == expected
 
 
 @pytest.mark.parametrize("counts", COUNTS)
