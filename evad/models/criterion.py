@@ -133,7 +133,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 
 class SetCriterion(nn.Module):
-    """Losses of a batch; weights and sums are the trainer's business.
+    """Losses of a batch, unweighted: the trainer weighs and sums them.
 
     Args:
         matcher: Assigns boxes to queries.
@@ -191,7 +191,7 @@ class OverlapMatcher:
     """Gives every box the annotated box it overlaps most, several to one if need be (two-stage training).
 
     Args:
-        iou: Smallest overlap; a box with less belongs to nobody.
+        iou: Smallest overlap; a box with less is not matched.
     """
 
     def __init__(self, iou: float = 0.5) -> None:
@@ -235,7 +235,7 @@ class ActionCriterion(nn.Module):
 def action_loss(logits: Tensor, queries: Tensor, labels: Tensor) -> Tensor:
     """Mean binary cross-entropy over matched actors and classes, per decoder block: (D', B, Q, K) -> (D',).
 
-    Without any box the loss is 0, but still connected to the graph.
+    If there is no box, the loss is 0, but still connected to the graph.
 
     Args:
         logits: Of all queries.

@@ -69,7 +69,7 @@ def assign_levels(boxes: Tensor, num_levels: int, canonical_size: float, canonic
 
 
 def pyramid_roi_align(table: PyramidTable, boxes: Tensor, output_size: int, canonical_size: float) -> Tensor:
-    """RoI features of every query, each from the pyramid level that fits its box; exactly torchvision's RoIAlign.
+    """RoI features of every query, each from the pyramid level that fits its box, as torchvision's RoIAlign reads them.
 
     A bin is the mean of 2 x 2 samples, each interpolated between 4 cells: 16 cells of the table, weighted. So all boxes
     are read in one step of a fixed shape, whatever their levels, and every level gets a gradient, if only zeros, as
@@ -79,7 +79,7 @@ def pyramid_roi_align(table: PyramidTable, boxes: Tensor, output_size: int, cano
         table: The pyramid.
         boxes: (B, Q, 4) xyxy pixels. They stay float32 beside a bfloat16 table: rounded to bfloat16, a coordinate
             beyond 256 pixels would be off by up to 1 pixel. NaN counts as 0 and the rest is clamped to a million
-            pixels: the boxes of a diverged model must not read outside the table (the matcher reports them).
+            pixels: the boxes of a diverged model must not read outside the table. The matcher reports them as an error.
         output_size: Bins S along each side.
         canonical_size: Side in pixels of a box that belongs on the second-coarsest level.
 
