@@ -2,12 +2,14 @@
 
 import itertools
 import math
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from scipy.optimize import linear_sum_assignment
 from torchvision.ops import generalized_box_iou
 
 from evad.models import criterion as module
@@ -170,6 +172,74 @@ def test_clips_are_matched_one_by_one():
         ((alone, alone_index),) = HungarianMatcher()(logits[part], boxes[part], targets[part], sizes[part])
         assert torch.equal(queries, alone)
         assert torch.equal(index, alone_index)
+
+
+def several_stages(counts, stages=3, queries=5, classes=4):
+    """Output with random predictions for clips of one size with so many boxes each, and the targets."""
+    generator = torch.Generator().manual_seed(0)
+    batch = len(counts)
+    cases = [random_case(seed, queries, n=8) for seed in range(stages * batch)]
+    logits, boxes = (torch.stack([case[i] for case in cases]).unflatten(0, (stages, batch)) for i in range(2))
+    actions = torch.randn(2, batch, queries, classes, generator=generator, dtype=D)
+    labels = [(torch.rand(n, classes, generator=generator) < 0.4).to(D) for n in counts]
+    targets = [Target(cases[clip][2][:n], label) for clip, (n, label) in enumerate(zip(counts, labels))]
+    return output_of(logits, boxes, actions), targets, SIZES.repeat(batch, 1)
+
+
+COUNTS = [(3, 0, 1), (2, 2, 2), (0, 0), (8, 1, 0)]  # 8 are more than there are queries
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+def test_stages_are_matched_together_as_each_clip_of_each_by_itself(counts):
+    output, targets, sizes = several_stages(counts)
+    flat = HungarianMatcher().match_stages(output.person_logits, output.boxes, targets, sizes)
+    assert flat.dtype == torch.int64
+    for logits, boxes, stage in zip(output.person_logits.detach(), output.boxes.detach(), flat.tolist()):
+        expected = []
+        for clip, target in enumerate(targets):
+            cost = explicit_cost(logits[clip], boxes[clip], target.boxes, 2, 5, 2)
+            rows, columns = linear_sum_assignment(cost.numpy())
+            expected += [(5 * clip + row, sum(counts[:clip]) + column) for row, column in zip(rows, columns)]
+            ((queries, index),) = HungarianMatcher()(logits[clip : clip + 1], boxes[clip : clip + 1], [target], SIZES)
+            assert (queries.tolist(), index.tolist()) == (rows.tolist(), columns.tolist())
+        assert list(zip(*stage)) == expected
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+def test_losses_of_stages_together_are_those_of_each_by_itself(counts):
+    output, targets, sizes = several_stages(counts)
+    together = SetCriterion()(output, targets, sizes)
+    for stage in range(3):
+        part = slice(stage, stage + 1)
+        alone = replace(output, person_logits=output.person_logits[part], boxes=output.boxes[part])
+        single = SetCriterion()(alone, targets, sizes)
+        for name in ("person", "l1", "giou"):
+            assert torch.equal(getattr(together, name)[part], getattr(single, name)), name
+    assert torch.equal(together.action, single.action)  # both by the last stage
+
+
+def test_padding_of_clips_with_fewer_boxes_is_not_read():
+    """A point at the origin has no IoU with the padding, which is such a point, too."""
+    boxes = [[[10.0, 10, 50, 50], FAR], [[0.0, 0, 0, 0], FAR]]
+    output = output_of(torch.zeros(1, 2, 2, 2), [boxes], torch.zeros(1, 2, 2, 1))
+    targets = [target(boxes[0], [[1], [1]]), target([FAR], [[1]])]
+    losses = SetCriterion()(output, targets, SIZES.repeat(2, 1))
+    assert losses.l1.tolist() == losses.giou.tolist() == [0]
+
+
+def test_all_stages_and_clips_wait_for_the_device_once(monkeypatch):
+    output, targets, sizes = several_stages((3, 0, 1))
+    waits = []
+    for name in ("cpu", "item", "tolist", "nonzero", "__bool__", "__float__", "__int__"):
+        original = getattr(torch.Tensor, name)
+
+        def counted(self, *args, name=name, original=original):
+            waits.append(name)
+            return original(self, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    SetCriterion()(output, targets, sizes)
+    assert waits == ["cpu"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_iou, generalized_box_iou, generalized_box_iou_loss
 
 from evad.structures import EVADOutput, Target
@@ -58,7 +59,6 @@ class HungarianMatcher:
     def __init__(self, person: float = 2.0, l1: float = 5.0, giou: float = 2.0) -> None:
         self.person, self.l1, self.giou = person, l1, giou
 
-    @torch.no_grad()
     def __call__(self, person_logits: Tensor, boxes: Tensor, targets: list[Target], sizes: Tensor) -> list[Match]:
         """Match the queries of one localization stage.
 
@@ -74,30 +74,49 @@ class HungarianMatcher:
         Raises:
             ValueError: if a cost is not finite (the model diverged).
         """
-        probability = person_logits.to(boxes.dtype).softmax(-1)[..., 0]
-        scale = image_scale(sizes, boxes.dtype)
-        matches = []
-        for clip, target in enumerate(targets):
-            truth = target.boxes.to(boxes.dtype)
-            cost = (
-                self.l1 * torch.cdist(boxes[clip] / scale[clip], truth / scale[clip], p=1)
-                - self.person * probability[clip][:, None]
-                - self.giou * generalized_box_iou(boxes[clip], truth)
-            )
-            rows, columns = solve(cost.cpu().numpy())
-            matches.append((rows.to(boxes.device), columns.to(boxes.device)))
+        num_queries, first, matches = boxes.shape[1], 0, []
+        (flat,) = self.match_stages(person_logits.unsqueeze(0), boxes.unsqueeze(0), targets, sizes)
+        for clip, part in enumerate(flat.split([min(num_queries, len(target.boxes)) for target in targets], dim=1)):
+            matches.append((part[0] - clip * num_queries, part[1] - first))
+            first += len(targets[clip].boxes)
         return matches
 
+    @torch.no_grad()
+    def match_stages(self, person_logits: Tensor, boxes: Tensor, targets: list[Target], sizes: Tensor) -> Tensor:
+        """Match all localization stages: (S, B, Q, 2) logits and (S, B, Q, 4) boxes, otherwise as for one stage.
 
-def solve(cost: np.ndarray) -> Match:
-    """Minimal-cost assignment of a (Q, n) matrix."""
+        All costs are copied from the device at once and all matches back at once: each copy from the device waits for
+        everything computed so far.
+
+        Returns:
+            (S, 2, M) int64: per stage M pairs of a query, counted through all clips, and a box, counted likewise.
+        """
+        costs = self.costs(person_logits, boxes, targets, sizes).cpu().numpy()
+        counts = [len(target.boxes) for target in targets]
+        first = np.stack([np.arange(len(counts)) * costs.shape[2], np.cumsum(counts) - counts], axis=1)[:, :, None]
+        pairs = [
+            np.concatenate([solve(cost[:, :n]) + start for cost, n, start in zip(stage, counts, first)], axis=1)
+            for stage in costs
+        ]
+        return torch.from_numpy(np.stack(pairs)).to(boxes.device, non_blocking=True)
+
+    def costs(self, person_logits: Tensor, boxes: Tensor, targets: list[Target], sizes: Tensor) -> Tensor:
+        """Costs (S, B, Q, G) for G boxes per clip, the largest number in the batch; the rest of a clip is padding."""
+        probability = person_logits.to(boxes.dtype).softmax(-1)[..., :1]
+        scale = image_scale(sizes, boxes.dtype)
+        truth = pad_sequence([target.boxes.to(boxes.dtype) for target in targets], batch_first=True)  # (B, G, 4)
+        distance = torch.cdist(boxes / scale, truth / scale, p=1)
+        return self.l1 * distance - self.person * probability - self.giou * generalized_box_iou(boxes, truth)
+
+
+def solve(cost: np.ndarray) -> np.ndarray:
+    """Minimal-cost assignment of a (Q, n) matrix: (2, m) int64, rows and columns."""
     if not np.isfinite(cost).all():
         raise ValueError(
             "matching cost is not finite: the predicted boxes or logits are NaN or infinite (lower the learning rate, "
             "clip gradients or train in float32)"
         )
-    rows, columns = linear_sum_assignment(cost)
-    return torch.as_tensor(rows, dtype=torch.int64), torch.as_tensor(columns, dtype=torch.int64)
+    return np.stack(linear_sum_assignment(cost))
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
@@ -137,35 +156,35 @@ class SetCriterion(nn.Module):
         Raises:
             ValueError: if a matching cost is not finite (the model diverged).
         """
-        num_boxes = output.boxes.new_tensor(float(sum(len(target.boxes) for target in targets)))
+        num_boxes = output.boxes.new_full((), sum(len(target.boxes) for target in targets))
         num_boxes = mean_over_ranks(num_boxes).clamp(min=1)
-        stages = []
-        for logits, boxes in zip(at_least_float32(output.person_logits), output.boxes):
-            matches = self.matcher(logits, boxes, targets, sizes)
-            stages.append((self.person_loss(logits, matches), *self.box_losses(boxes, targets, matches, sizes)))
-        person, l1, giou = (torch.stack(terms) for terms in zip(*stages))
-        # `matches` are those of the last stage, whose boxes were classified.
-        action = action_loss(at_least_float32(output.action_logits), targets, matches)
-        return Losses(person, l1 / num_boxes, giou / num_boxes, action)
+        logits = at_least_float32(output.person_logits)
+        queries, index = self.matcher.match_stages(logits, output.boxes, targets, sizes).unbind(1)
+        l1, giou = self.box_losses(output.boxes, targets, queries, index, sizes)
+        labels = torch.cat([target.labels for target in targets])[index[-1]]  # the last stage's boxes were classified
+        action = action_loss(at_least_float32(output.action_logits), queries[-1], labels)
+        return Losses(self.person_loss(logits, queries), l1 / num_boxes, giou / num_boxes, action)
 
-    def person_loss(self, logits: Tensor, matches: list[Match]) -> Tensor:
-        """Weighted mean cross-entropy over all queries (B, Q, 2): matched = person (0), others = background (1)."""
-        classes = torch.ones(logits.shape[:2], dtype=torch.int64, device=logits.device)
-        for clip, (queries, _) in enumerate(matches):
-            classes[clip, queries] = 0
-        weight = logits.new_tensor([1.0, self.background_weight])
-        total = F.cross_entropy(logits.flatten(0, 1), classes.flatten(), weight=weight, reduction="sum")
-        return total / mean_over_ranks(weight[classes].sum())
+    def person_loss(self, logits: Tensor, queries: Tensor) -> Tensor:
+        """Weighted mean cross-entropy over all queries (S, B, Q, 2): matched = person (0), others = background (1)."""
+        logits = logits.flatten(1, 2)
+        classes = torch.ones(logits.shape[:2], dtype=torch.int64, device=logits.device).scatter(1, queries, 0)
+        weight = logits.new_ones(2)
+        weight[1] = self.background_weight
+        stages = zip(logits, classes)
+        total = torch.stack([F.cross_entropy(*stage, weight=weight, reduction="sum") for stage in stages])
+        return total / mean_over_ranks(weight[classes].sum(1))
 
     @staticmethod
-    def box_losses(boxes: Tensor, targets: list[Target], matches: list[Match], sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums of L1 and 1 - GIoU over matched boxes (B, Q, 4)."""
-        scale = image_scale(sizes, boxes.dtype)
-        predicted = torch.cat([boxes[clip, queries] for clip, (queries, _) in enumerate(matches)])
-        truth = torch.cat([target.boxes[index] for target, (_, index) in zip(targets, matches)]).to(boxes.dtype)
-        scales = torch.cat([scale[clip].expand(len(queries), -1) for clip, (queries, _) in enumerate(matches)])
-        l1 = (predicted / scales - truth / scales).abs().sum()
-        return l1, generalized_box_iou_loss(predicted, truth, reduction="sum", eps=0.0)
+    def box_losses(
+        boxes: Tensor, targets: list[Target], queries: Tensor, index: Tensor, sizes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Sums over the matched boxes of L1 and 1 - GIoU, per stage: (S, B, Q, 4) -> twice (S,)."""
+        predicted = boxes.flatten(1, 2).gather(1, queries.unsqueeze(2).expand(-1, -1, 4))  # (S, M, 4)
+        truth = torch.cat([target.boxes for target in targets]).to(boxes.dtype)[index]
+        scale = image_scale(sizes, boxes.dtype).squeeze(1)[queries // boxes.shape[2]]
+        l1 = (predicted / scale - truth / scale).abs().flatten(1).sum(1)
+        return l1, generalized_box_iou_loss(predicted, truth, eps=0.0).sum(1)
 
 
 class OverlapMatcher:
@@ -205,18 +224,25 @@ class ActionCriterion(nn.Module):
     def forward(self, output: EVADOutput, targets: list[Target], sizes: Tensor) -> Losses:
         """Action terms of every decoder block, as of `SetCriterion`; the other terms are empty."""
         matches = self.matcher(output.person_logits[-1], output.boxes[-1], targets, sizes)
-        action = action_loss(at_least_float32(output.action_logits), targets, matches)
+        clips = range(len(targets))
+        queries = torch.cat([matches[clip][0] + clip * output.boxes.shape[2] for clip in clips])
+        labels = torch.cat([targets[clip].labels[matches[clip][1]] for clip in clips])
+        action = action_loss(at_least_float32(output.action_logits), queries, labels)
         none = action.new_zeros(0)
         return Losses(none, none, none, action)
 
 
-def action_loss(logits: Tensor, targets: list[Target], matches: list[Match]) -> Tensor:
+def action_loss(logits: Tensor, queries: Tensor, labels: Tensor) -> Tensor:
     """Mean binary cross-entropy over matched actors and classes, per decoder block: (D', B, Q, K) -> (D',).
 
     If there is no box, the loss is 0, but still connected to the graph.
+
+    Args:
+        logits: Of all queries.
+        queries: (M,) matched queries, counted through all clips.
+        labels: (M, K) of the boxes they are matched to.
     """
-    matched = torch.cat([logits[:, clip, queries] for clip, (queries, _) in enumerate(matches)], dim=1)
-    labels = torch.cat([target.labels[index] for target, (_, index) in zip(targets, matches)]).to(logits.dtype)
-    terms = F.binary_cross_entropy_with_logits(matched, labels.expand_as(matched), reduction="none")
-    count = mean_over_ranks(logits.new_tensor(float(matched[0].numel())))
+    matched = logits.flatten(1, 2).index_select(1, queries)  # (D', M, K)
+    terms = F.binary_cross_entropy_with_logits(matched, labels.to(logits.dtype).expand_as(matched), reduction="none")
+    count = mean_over_ranks(logits.new_full((), labels.numel()))
     return terms.sum(dim=(1, 2)) / torch.where(count > 0, count, 1.0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from evad.models.attention import xavier_init
-from evad.models.roi import pyramid_roi_align
+from evad.models.roi import PyramidTable, pyramid_roi_align
 from evad.structures import Proposals
 
 
@@ -204,10 +204,10 @@ class LocalizationBranch(nn.Module):
         scale = sizes.flip(1).to(self.proposal_boxes.dtype).repeat(1, 2)  # (B, 4): W, H, W, H
         boxes = cxcywh_to_xyxy(self.proposal_boxes) * scale.unsqueeze(1)
         queries = self.proposal_features.expand(len(sizes), -1, -1)
-        levels = [level.to(boxes.dtype) for level in levels]  # once: RoIAlign would cast bfloat16 maps at every stage
+        table = PyramidTable.of([level.to(boxes.dtype) for level in levels], self.strides)
         all_logits, all_boxes = [], []
         for head in self.heads:
-            rois = pyramid_roi_align(levels, boxes, self.strides, self.roi_size, self.canonical_size)
+            rois = pyramid_roi_align(table, boxes, self.roi_size, self.canonical_size)
             queries, logits, boxes = head(queries, rois, boxes)
             all_logits.append(logits)
             all_boxes.append(boxes)
