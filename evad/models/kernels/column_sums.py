@@ -74,8 +74,8 @@ def column_sums(query: Tensor, key: Tensor, lse: Tensor | None = None, row_weigh
     """Attention that every key receives, summed over heads and queries, for the importance of Eq. 1.
 
     S_j = sum_{h, i} w_i * softmax_j(q_i . k_j / sqrt(d)). Products and sums are taken in float32, or wider if the
-    inputs are, also under autocast, so that the relative error stays below 1e-5 for bfloat16 inputs, too. Float32
-    inputs on CUDA are multiplied in TF32 where torch's own matrix products are. Nothing of size M x N is ever held. No
+    inputs are, also under autocast, so that the relative error stays below 1e-5 for bfloat16 inputs, too. Where torch
+    may round matrix products to TF32, these may be rounded as well (1e-3). Nothing of size M x N is ever held. No
     gradient flows.
 
     The device decides how: a Triton kernel on CUDA (compute capability 8.0 or newer, up to 128 channels per head, 64 in
@@ -137,7 +137,7 @@ def column_sums_by_rows(
     """
     batch, heads, rows, dim = query.shape
     precise = torch.promote_types(query.dtype, torch.float32)
-    flat_query = query.flatten(0, 1)
+    flat_query = query.flatten(0, 1).to(precise) * dim**-0.5
     # Copied once into one piece: the products below would otherwise copy it for every chunk.
     flat_key = key.flatten(0, 1).to(precise).contiguous().transpose(1, 2)
     flat_lse = None if lse is None else lse.to(precise).flatten(0, 1).unsqueeze(2)
@@ -148,8 +148,7 @@ def column_sums_by_rows(
         at = slice(head, head + step)
         for start in range(0, rows, chunk):
             here = slice(start, min(start + chunk, rows))
-            # Scaled behind the product: bfloat16 and float16 inputs are then exact even if it is taken in TF32.
-            logits = torch.bmm(flat_query[at, here].to(precise), flat_key[at]) * dim**-0.5
+            logits = torch.bmm(flat_query[at, here], flat_key[at])
             probability = logits.softmax(-1) if flat_lse is None else (logits - flat_lse[at, here]).exp()
             sums[at] += (probability if weight is None else probability * weight[at, here]).sum(1)
     return sums.unflatten(0, (batch, heads)).sum(1)
@@ -170,7 +169,7 @@ def triton_works(device: torch.device) -> bool:
     """
     if importlib.util.find_spec("triton") is None or compute_capability(device) < (8, 0):
         return False
-    query = torch.zeros(1, 1, 1, 64, device=device)
+    query = torch.zeros(1, 1, 1, 64, dtype=torch.bfloat16, device=device)
     try:
         column_sums_by_triton(query, query, query[..., 0])
     except Exception as error:
