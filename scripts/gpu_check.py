@@ -74,6 +74,12 @@ def expected_sums(query: Tensor, key: Tensor, weight: Tensor) -> Tensor:
     return total
 
 
+def swapped_tokens(ours: Tensor, expected: Tensor, kept: int) -> int:
+    """How many of the tokens with the `kept` largest sums differ, over all clips: near-ties."""
+    pairs = zip(ours.topk(kept, 1).indices.tolist(), expected.topk(kept, 1).indices.tolist())
+    return sum(len(set(a) - set(b)) for a, b in pairs)
+
+
 @torch.inference_mode()
 def sums_check(dtype: torch.dtype, device: torch.device, batch: int, heads: int, tokens: int, tf32: bool) -> dict:
     """Relative error of the column sums and milliseconds of the ways to compute them, d = 64."""
@@ -98,6 +104,7 @@ def sums_check(dtype: torch.dtype, device: torch.device, batch: int, heads: int,
         "tf32": tf32,
         "triton": lse is not None and kernels.triton_works(query.device),
         "max_relative_error": error,
+        "swapped_tokens": swapped_tokens(ours, expected, tokens * 7 // 10),
         "ms": {name: milliseconds(function, device) for name, function in ways.items()},
         "passed": error <= (1e-3 if tf32 and dtype == torch.float32 else 1e-5),
     }

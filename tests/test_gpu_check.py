@@ -60,3 +60,9 @@ def test_sums_are_compared_with_float64(script, dtype, monkeypatch):
     report = script.sums_check(dtype, CPU, 2, 2, 50, tf32=False)
     assert not report["passed"]
     assert report["max_relative_error"] == pytest.approx(1e-4, rel=1e-2)
+
+
+def test_swapped_tokens_are_counted_whatever_their_order(script):
+    ours = torch.tensor([[4.0, 3.0, 2.0, 1.0], [4.0, 3.0, 2.0, 1.0]])
+    theirs = torch.tensor([[3.0, 4.0, 2.0, 1.0], [4.0, 2.0, 3.0, 1.0]])
+    assert script.swapped_tokens(ours, theirs, kept=2) == 1
