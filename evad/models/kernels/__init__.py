@@ -1,0 +1,1 @@
+"""Operations with a version of their own for some devices."""

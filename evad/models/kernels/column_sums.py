@@ -1,0 +1,182 @@
+"""How much attention every key receives, computed from the log-sum-exp that a fused attention leaves behind.
+
+A fused attention never holds its matrix of probabilities, but it knows lse_i = log sum_j exp(q_i . k_j / sqrt(d)) of
+every query i. With it, each probability takes one product and one exponential, in any order:
+
+    sum_i w_i * softmax_j(q_i . k_j / sqrt(d)) = sum_i w_i * exp(q_i . k_j / sqrt(d) - lse_i)
+
+So the column sums that pruning needs (Eq. 1) take no softmax, no second pass over the rows and no memory beyond their
+own. On CUDA a Triton kernel adds them up; elsewhere the same sums are taken a few rows at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import warnings
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+HALF = (torch.bfloat16, torch.float16)
+# Channels per head up to which the Triton kernel fits into registers and the shared memory of every GPU it runs on.
+TRITON_DIM = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64}
+
+
+def attention_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Attention output and, if the device's fused attention offers it, the log-sum-exp of every query's logits.
+
+    Gradients flow through the output, none through the log-sum-exp.
+
+    Args:
+        query: (B, heads, M, d).
+        key: (B, heads, N, d).
+        value: (B, heads, N, d).
+
+    Returns:
+        Output (B, heads, M, d); log-sum-exp (B, heads, M), float32, natural logarithm. None instead of it where there
+        is no such fused attention (CPU, float64, see `fused_attention`) and in exported programs, which must run on
+        any device.
+    """
+    name = fused_attention(query, key)
+    if name == "flash":
+        output, lse = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[:2]
+        return output, lse
+    if name == "efficient":
+        output, lse = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)[:2]
+        return output, lse[:, :, : query.shape[2]]  # it is padded with infinity to a multiple of 32 rows
+    return F.scaled_dot_product_attention(query, key, value), None
+
+
+def fused_attention(query: Tensor, key: Tensor) -> Literal["flash", "efficient"] | None:
+    """Which fused attention takes these queries and keys and returns their log-sum-exp."""
+    if query.device.type != "cuda" or torch.compiler.is_exporting() or not query.shape[2] or not key.shape[2]:
+        return None
+    dim, dtype = query.shape[3], query.dtype
+    if dtype in HALF and dim % 8 == 0 and dim <= 256 and compute_capability(query.device) >= (8, 0):
+        return "flash"
+    if (dtype == torch.float32 and dim % 4 == 0) or (dtype == torch.float16 and dim % 8 == 0):
+        return "efficient"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def compute_capability(device: torch.device) -> tuple[int, int]:
+    """A GPU's generation, (8, 0) being the first that multiplies bfloat16 matrices."""
+    return torch.cuda.get_device_capability(device)
+
+
+@torch.no_grad()
+def column_sums(query: Tensor, key: Tensor, lse: Tensor | None = None, row_weight: Tensor | None = None) -> Tensor:
+    """Attention that every key receives, summed over heads and queries, for the importance of Eq. 1.
+
+    S_j = sum_{h, i} w_i * softmax_j(q_i . k_j / sqrt(d)). Products and sums are taken in float32, or wider if the
+    inputs are, also under autocast, so that the relative error stays below 1e-5 for bfloat16 inputs, too. Where torch
+    may round matrix products to TF32, these may be rounded as well (1e-3). Nothing of size M x N is ever held. No
+    gradient flows.
+
+    The device decides how: a Triton kernel on CUDA (compute capability 8.0 or newer, up to 128 channels per head, 64 in
+    float32), otherwise, and in exported programs, plain operations on a few rows at a time.
+
+    Args:
+        query: (B, heads, M, d).
+        key: (B, heads, N, d).
+        lse: (B, heads, M) log-sum-exp from `attention_with_lse`; None: it is computed here, by rows.
+        row_weight: (B, M) weight of each query, at least 0; None: 1.
+
+    Returns:
+        (B, N) sums, float32 or the inputs' type if wider.
+    """
+    query, key = query.detach(), key.detach()
+    lse = None if lse is None else lse.detach()
+    if torch.compiler.is_exporting():  # an operator of this package could not be loaded without it
+        return column_sums_by_rows(query, key, lse, row_weight)
+    return torch.ops.evad.column_sums(query, key, lse, row_weight)
+
+
+# An operator of its own is opaque to torch.compile: no graph break, and no program of unrolled rows.
+@torch.library.custom_op(
+    "evad::column_sums",
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, Tensor? lse, Tensor? row_weight) -> Tensor",
+)
+def _column_sums(query: Tensor, key: Tensor, lse: Tensor | None, row_weight: Tensor | None) -> Tensor:
+    with torch.autocast(query.device.type, enabled=False):
+        return column_sums_by_rows(query, key, lse, row_weight)
+
+
+@_column_sums.register_kernel("cuda")
+def _column_sums_cuda(query: Tensor, key: Tensor, lse: Tensor | None, row_weight: Tensor | None) -> Tensor:
+    fits = query.shape[3] <= TRITON_DIM.get(query.dtype, 0)
+    if lse is not None and fits and triton_works(query.device):
+        return column_sums_by_triton(query, key, lse, row_weight)
+    with torch.autocast("cuda", enabled=False):
+        return column_sums_by_rows(query, key, lse, row_weight)
+
+
+@_column_sums.register_fake
+def _column_sums_fake(query: Tensor, key: Tensor, lse: Tensor | None, row_weight: Tensor | None) -> Tensor:
+    return query.new_empty(query.shape[0], key.shape[2], dtype=torch.promote_types(query.dtype, torch.float32))
+
+
+@register_flop_formula(torch.ops.evad.column_sums)
+def _column_sums_flops(query: Any, key: Any, *args: Any, **kwargs: Any) -> int:
+    batch, heads, rows, dim = query
+    return 2 * batch * heads * rows * key[2] * dim
+
+
+def column_sums_by_rows(
+    query: Tensor, key: Tensor, lse: Tensor | None = None, row_weight: Tensor | None = None, chunk: int = 256
+) -> Tensor:
+    """As `column_sums`, in plain operations on `chunk` query rows at a time, on any device and in any type.
+
+    A CPU works on one head at a time, so that a chunk stays in its cache, other devices on all of them.
+    """
+    batch, heads, rows, dim = query.shape
+    precise = torch.promote_types(query.dtype, torch.float32)
+    flat_query = query.flatten(0, 1).to(precise) * dim**-0.5
+    # Copied once into one piece: the products below would otherwise copy it for every chunk.
+    flat_key = key.flatten(0, 1).to(precise).contiguous().transpose(1, 2)
+    flat_lse = None if lse is None else lse.to(precise).flatten(0, 1).unsqueeze(2)
+    weight = None if row_weight is None else row_weight.to(precise).repeat_interleave(heads, 0).unsqueeze(2)
+    sums = torch.zeros(batch * heads, key.shape[2], dtype=precise, device=query.device)
+    step = 1 if query.device.type == "cpu" else max(batch * heads, 1)
+    for head in range(0, batch * heads, step):
+        at = slice(head, head + step)
+        for start in range(0, rows, chunk):
+            here = slice(start, min(start + chunk, rows))
+            logits = torch.bmm(flat_query[at, here], flat_key[at])
+            probability = logits.softmax(-1) if flat_lse is None else (logits - flat_lse[at, here]).exp()
+            sums[at] += (probability if weight is None else probability * weight[at, here]).sum(1)
+    return sums.unflatten(0, (batch, heads)).sum(1)
+
+
+def column_sums_by_triton(query: Tensor, key: Tensor, lse: Tensor, row_weight: Tensor | None = None) -> Tensor:
+    """As `column_sums`, by the Triton kernel: bfloat16, float16 or float32 inputs, float32 sums."""
+    from evad.models.kernels import column_sums_triton  # Triton is imported only where it is used
+
+    return column_sums_triton.launch(query, key, lse, row_weight)
+
+
+@functools.cache
+def triton_works(device: torch.device) -> bool:
+    """Whether Triton is installed, supports the GPU and compiles; if it should but does not, a warning says why.
+
+    Compiling needs a C compiler and Python's headers, which slim images lack.
+    """
+    if importlib.util.find_spec("triton") is None or compute_capability(device) < (8, 0):
+        return False
+    query = torch.zeros(1, 1, 1, 64, dtype=torch.bfloat16, device=device)
+    try:
+        column_sums_by_triton(query, query, query[..., 0])
+    except Exception as error:
+        warnings.warn(
+            f"Triton does not work here, so pruning scores are computed several times more slowly: {error!r}. It needs "
+            "a C compiler (gcc) and Python's headers (python3-dev)",
+            stacklevel=2,
+        )
+        return False
+    return True
