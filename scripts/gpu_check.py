@@ -26,11 +26,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import check_parity  # noqa: E402
 
-from evad.config import build_model, load_config  # noqa: E402
+from evad.config import load_config  # noqa: E402
 from evad.data.clips.collate import PaddingCollate  # noqa: E402
 from evad.models.evad import EVAD  # noqa: E402
 from evad.models.kernels import column_sums as kernels  # noqa: E402
 from evad.models.weights.importers import rename_released_evad  # noqa: E402
+from evad.runs.build import build_model  # noqa: E402
 from evad.structures import Batch  # noqa: E402
 
 CASES = sorted(path.parent for path in (ROOT / "tests" / "fixtures" / "model").glob("*/case.json"))
@@ -97,7 +98,7 @@ def sums_check(dtype: torch.dtype, device: torch.device, batch: int, heads: int,
         "attention": lambda: F.scaled_dot_product_attention(query, key, value),
         "attention_with_lse": lambda: kernels.attention_with_lse(query, key, value),
         "column_sums": lambda: kernels.column_sums(query, key, lse, weight),
-        "column_sums_by_rows": lambda: kernels.column_sums_by_rows(query, key, lse, weight),
+        "column_sums_by_rows": lambda: kernels.column_sums_by_rows(query, key, weight),
     }
     return {
         "dtype": str(dtype),

@@ -117,11 +117,14 @@ def test_two_processes_report_the_metrics_of_one(workspace, short_training):
     pair = ["trainer.devices=2", "trainer.strategy=ddp"]
     # 5 validation clips do not divide by 2: the sampler repeats one, which must not count twice.
     data = ["data.val_clips=5", f"data.root={workspace}/odd"]
-    command("evad.train", *one_epoch, *data, *pair, "hydra.run.dir=ddp", cwd=workspace)
-    logged = read_metrics(workspace / "ddp")["val/mAP"].dropna().item()
-    single = ["trainer.devices=1", "trainer.strategy=auto", "hydra.run.dir=ddp/single"]
-    command("evad.eval", f"ckpt_path={workspace}/ddp/checkpoints/last.ckpt", *single, cwd=workspace)
-    assert json.loads((workspace / "ddp/single/metrics.json").read_text())["mAP"] == pytest.approx(logged, abs=1e-7)
+    folder = workspace / "it's"  # the second process of a sweep's job has to find this path, too
+    folder.mkdir()
+    command("evad.train", "--multirun", *one_epoch, *data, *pair, "sweep=pair", "seed=0", cwd=folder)
+    (run,) = (path.parent for path in folder.glob("multirun/pair/*/run.json"))
+    logged = read_metrics(run)["val/mAP"].dropna().item()
+    single = ["trainer.devices=1", "trainer.strategy=auto", "hydra.run.dir=single"]
+    command("evad.eval", f"ckpt_path={run}/checkpoints/last.ckpt", *single, cwd=folder)
+    assert json.loads((folder / "single/metrics.json").read_text())["mAP"] == pytest.approx(logged, abs=1e-7)
 
 
 def test_checkpoint_of_another_architecture_is_refused(run_dir, workspace):

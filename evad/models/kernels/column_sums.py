@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from evad.models.attention import received_attention
+
 HALF = (torch.bfloat16, torch.float16)
 # Channels per head up to which the Triton kernel fits into registers and the shared memory of every GPU it runs on.
 TRITON_DIM = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 64}
@@ -93,7 +95,7 @@ def column_sums(query: Tensor, key: Tensor, lse: Tensor | None = None, row_weigh
     query, key = query.detach(), key.detach()
     lse = None if lse is None else lse.detach()
     if torch.compiler.is_exporting():  # an operator of this package could not be loaded without it
-        return column_sums_by_rows(query, key, lse, row_weight)
+        return column_sums_by_rows(query, key, row_weight)
     return torch.ops.evad.column_sums(query, key, lse, row_weight)
 
 
@@ -104,8 +106,7 @@ def column_sums(query: Tensor, key: Tensor, lse: Tensor | None = None, row_weigh
     schema="(Tensor query, Tensor key, Tensor? lse, Tensor? row_weight) -> Tensor",
 )
 def _column_sums(query: Tensor, key: Tensor, lse: Tensor | None, row_weight: Tensor | None) -> Tensor:
-    with torch.autocast(query.device.type, enabled=False):
-        return column_sums_by_rows(query, key, lse, row_weight)
+    return column_sums_by_rows(query, key, row_weight)
 
 
 @_column_sums.register_kernel("cuda")
@@ -113,8 +114,7 @@ def _column_sums_cuda(query: Tensor, key: Tensor, lse: Tensor | None, row_weight
     fits = query.shape[3] <= TRITON_DIM.get(query.dtype, 0)
     if lse is not None and fits and triton_works(query.device):
         return column_sums_by_triton(query, key, lse, row_weight)
-    with torch.autocast("cuda", enabled=False):
-        return column_sums_by_rows(query, key, lse, row_weight)
+    return column_sums_by_rows(query, key, row_weight)
 
 
 @_column_sums.register_fake
@@ -128,30 +128,9 @@ def _column_sums_flops(query: Any, key: Any, *args: Any, **kwargs: Any) -> int:
     return 2 * batch * heads * rows * key[2] * dim
 
 
-def column_sums_by_rows(
-    query: Tensor, key: Tensor, lse: Tensor | None = None, row_weight: Tensor | None = None, chunk: int = 256
-) -> Tensor:
-    """As `column_sums`, in plain operations on `chunk` query rows at a time, on any device and in any type.
-
-    A CPU works on one head at a time, so that a chunk stays in its cache, other devices on all of them.
-    """
-    batch, heads, rows, dim = query.shape
-    precise = torch.promote_types(query.dtype, torch.float32)
-    flat_query = query.flatten(0, 1).to(precise) * dim**-0.5
-    # Copied once into one piece: the products below would otherwise copy it for every chunk.
-    flat_key = key.flatten(0, 1).to(precise).contiguous().transpose(1, 2)
-    flat_lse = None if lse is None else lse.to(precise).flatten(0, 1).unsqueeze(2)
-    weight = None if row_weight is None else row_weight.to(precise).repeat_interleave(heads, 0).unsqueeze(2)
-    sums = torch.zeros(batch * heads, key.shape[2], dtype=precise, device=query.device)
-    step = 1 if query.device.type == "cpu" else max(batch * heads, 1)
-    for head in range(0, batch * heads, step):
-        at = slice(head, head + step)
-        for start in range(0, rows, chunk):
-            here = slice(start, min(start + chunk, rows))
-            logits = torch.bmm(flat_query[at, here], flat_key[at])
-            probability = logits.softmax(-1) if flat_lse is None else (logits - flat_lse[at, here]).exp()
-            sums[at] += (probability if weight is None else probability * weight[at, here]).sum(1)
-    return sums.unflatten(0, (batch, heads)).sum(1)
+def column_sums_by_rows(query: Tensor, key: Tensor, row_weight: Tensor | None = None) -> Tensor:
+    """As `column_sums`, in plain operations on a few query rows at a time, on any device and in any type."""
+    return received_attention(query, key, row_weight=row_weight)[0]
 
 
 def column_sums_by_triton(query: Tensor, key: Tensor, lse: Tensor, row_weight: Tensor | None = None) -> Tensor:
@@ -163,20 +142,24 @@ def column_sums_by_triton(query: Tensor, key: Tensor, lse: Tensor, row_weight: T
 
 @functools.cache
 def triton_works(device: torch.device) -> bool:
-    """Whether Triton is installed, supports the GPU and compiles; if it should but does not, a warning says why.
+    """Whether the Triton kernel compiles on a GPU and gives the right sums; a warning says why if it does not.
 
     Compiling needs a C compiler and Python's headers, which slim images lack.
     """
     if importlib.util.find_spec("triton") is None or compute_capability(device) < (8, 0):
         return False
-    query = torch.zeros(1, 1, 1, 64, dtype=torch.bfloat16, device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    query, key = torch.randn(2, 1, 2, 150, 64, generator=generator, device=device).to(torch.bfloat16)
+    lse = torch.logsumexp(query.float() @ key.float().mT / 8, dim=-1)  # 8: square root of the 64 channels
     try:
-        column_sums_by_triton(query, query, query[..., 0])
+        difference = (column_sums_by_triton(query, key, lse) / column_sums_by_rows(query, key) - 1).abs().max().item()
     except Exception as error:
-        warnings.warn(
-            f"Triton does not work here, so pruning scores are computed several times more slowly: {error!r}. It needs "
-            "a C compiler (gcc) and Python's headers (python3-dev)",
-            stacklevel=2,
-        )
-        return False
-    return True
+        reason = f"{error!r}. It needs a C compiler (gcc) and Python's headers (python3-dev)"
+    else:
+        if difference < 1e-2:
+            return True
+        reason = f"its sums are off by {difference:.1e}"
+    warnings.warn(
+        f"Triton does not work here, so pruning scores are computed several times more slowly: {reason}", stacklevel=2
+    )
+    return False
