@@ -1,6 +1,7 @@
 """The commands as a user types them: train, resume, evaluate, predict, sweep."""
 
 import json
+import re
 import shutil
 
 import av
@@ -137,15 +138,14 @@ def test_misspelt_key_is_an_error_that_names_it(refusal):
     assert "keeprate" in refusal("evad.train", "model.keeprate=0.7")
 
 
-def test_groups_and_misspelt_keys_are_refused_where_a_run_gives_the_configuration(run_dir, tmp_path, refusal):
+def test_misspelt_groups_and_keys_are_refused_where_a_run_gives_the_configuration(run_dir, tmp_path, refusal):
     checkpoint = f"ckpt_path={run_dir}/checkpoints/last.ckpt"
     before = (run_dir / "run.json").read_text()
-    failed = refusal("evad.train", f"resume={run_dir}", "logger=csv")
-    assert failed.startswith("logger=csv: the configuration of a run has no groups to choose from")
+    failed = refusal("evad.train", f"resume={run_dir}", "logger=tensorbord")
+    assert re.search(r"Could not find 'logger/tensorbord'\s+Available options in 'logger':\s+csv\s+default", failed)
     assert (run_dir / "run.json").read_text() == before
     options = ["export.size=[48,64]", "export.batchsize=4", f"hydra.run.dir={tmp_path}"]
-    failed = refusal("evad.export", checkpoint, *options)
-    assert "there is no export.batchsize; what there is: export.size, export.batch_size, export.device" in failed
+    assert "Could not override 'export.batchsize'" in refusal("evad.export", checkpoint, *options)
 
 
 def test_missing_checkpoint_is_an_error_that_says_where(refusal):
