@@ -1,4 +1,4 @@
-"""The device a program computes on: how it is chosen, how much memory is used, and settings that make it faster."""
+"""Device of a computation: its choice, its memory use, and settings that make the CPU faster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 
 
 def chosen_device(accelerator: str) -> torch.device:
-    """Device of the commands that run without a Trainer: CUDA if there is one, unless `trainer.accelerator` is cpu."""
+    """Device of commands that run without a Trainer: CUDA if available and `trainer.accelerator` is not cpu."""
     return torch.device("cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu")
 
 
@@ -21,11 +21,11 @@ def peak_memory_mb(device: torch.device) -> float:
     """Peak memory in MiB since `reset_peak_memory`: allocated on a CUDA device, otherwise resident in this process.
 
     Returns:
-        The peak; NaN on Windows, where Python's standard library does not tell it.
+        The peak; NaN on Windows, where Python's standard library cannot measure it.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    if PROCESS_STATUS.is_file():  # ru_maxrss would include what the parent process used before it started this one
+    if PROCESS_STATUS.is_file():  # ru_maxrss would include the parent process's memory before the fork
         lines = PROCESS_STATUS.read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
     try:
@@ -37,10 +37,10 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def reset_peak_memory(device: torch.device) -> bool:
-    """Start measuring the peak again.
+    """Restart the measurement of `peak_memory_mb`.
 
     Returns:
-        Whether that is possible; if not (a CPU outside Linux), the peak is the one since the process started.
+        True if the measurement restarted; if not (on a CPU without Linux), the peak is since the process started.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -55,12 +55,12 @@ def reset_peak_memory(device: torch.device) -> bool:
 def keep_freed_memory() -> bool:
     """Make inference and training on the CPU faster: glibc reuses the memory of freed tensors.
 
-    By default glibc returns the memory of every large tensor to the system and requests it again for the next one, and
-    each page costs a fault when it is first written: 5 to 8 % of a forward pass of ViT-B on a virtual machine. Peak
-    memory stays the same, but memory is not returned before the process ends. Call this before the first large tensor.
+    By default glibc returns the memory of every large tensor to the system and requests it again for the next tensor,
+    which costs a page fault per page: 5 to 8 % of a forward pass of ViT-B on a virtual machine. Peak memory stays the
+    same, but freed memory is not returned until the process ends. Call this before the first large tensor.
 
     Returns:
-        Whether glibc accepted the settings; False where the C library is another one.
+        Whether glibc accepted the settings; False with another C library.
     """
     library = c_library()
     if library is None:
@@ -71,14 +71,14 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> None:
-    """Return freed memory to the system, so that it does not count towards the next job of this process."""
+    """Return freed memory to the system, so that it does not count in the next job of this process."""
     library = c_library()
     if library is not None:
         library.malloc_trim(0)
 
 
 def c_library() -> ctypes.CDLL | None:
-    """glibc; None where the C library is another one."""
+    """glibc; None with another C library."""
     if sys.platform != "linux":
         return None
     try:

@@ -1,4 +1,4 @@
-"""The precision of a computation, by the words of `trainer.precision`, for commands that run without a Trainer."""
+"""Precision of a computation, as named by `trainer.precision`, for commands that run without a Trainer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ PRECISIONS = ("32-true", *_AUTOCAST)
 
 
 def precision_name(precision: str | int) -> str:
-    """The full name of a precision: `32-true` of 32, `bf16-mixed` of bf16.
+    """The full name of a precision: `32-true` for 32, `bf16-mixed` for bf16.
 
     Raises:
-        ValueError: if it is another one; Lightning knows more of them for training.
+        ValueError: if only training supports this precision (through Lightning).
     """
     name = _SPELLINGS.get(str(precision), str(precision))
     if name not in PRECISIONS:
@@ -28,10 +28,10 @@ def precision_name(precision: str | int) -> str:
 
 
 def autocast(precision: str | int, device_type: str) -> torch.autocast:
-    """Context in which matrix products run in this precision, as Lightning's Trainer would run them.
+    """Context in which matrix products have this precision, like in Lightning's Trainer.
 
     Args:
-        precision: As `trainer.precision`.
+        precision: A value of `trainer.precision`.
         device_type: cpu or cuda.
 
     Raises:
@@ -42,12 +42,12 @@ def autocast(precision: str | int, device_type: str) -> torch.autocast:
 
 
 def prepare(device: torch.device, precision: str | int, matmul_precision: str) -> None:
-    """Settings of the process that make a detector run well on a device; call it before the first large tensor.
+    """Configure the process for fast computation on a device; call this before the first large tensor.
 
     Args:
         device: Where the detector will run.
-        precision: As `trainer.precision`; a warning says where the processor has to emulate bfloat16.
-        matmul_precision: Of float32 products on a GPU: `high` uses TF32, `highest` does not.
+        precision: A value of `trainer.precision`; a warning is logged if the processor has to emulate bfloat16.
+        matmul_precision: Precision of float32 products on a GPU: `high` uses TF32, `highest` does not.
     """
     torch.set_float32_matmul_precision(matmul_precision)
     if device.type != "cpu":

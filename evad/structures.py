@@ -1,4 +1,4 @@
-"""What flows through the program: keyframes, clips, batches, model outputs and detections.
+"""Data structures of the program: keyframes, clips, batches, model outputs and detections.
 
 Letters: B clips, T frames, H x W padded pixels, h x w valid pixels, Q queries, K action classes, n boxes.
 """
@@ -26,31 +26,31 @@ def map_tensors(value: _T, function: Any) -> _T:
 
 
 class Movable:
-    """Gives a dataclass of tensors the two methods loaders and trainers look for."""
+    """Base of dataclasses of tensors, with the methods that data loaders and Lightning trainers call."""
 
     def to(self: _T, *args: Any, **kwargs: Any) -> _T:
-        """Same contents with every tensor passed through `Tensor.to(*args, **kwargs)`."""
+        """Copy with `Tensor.to(*args, **kwargs)` applied to every tensor."""
         return map_tensors(self, lambda tensor: tensor.to(*args, **kwargs))
 
     def pin_memory(self: _T) -> _T:
-        """Same contents in page-locked memory (called by DataLoader workers on CUDA machines)."""
+        """Copy in page-locked memory (called by data loaders on CUDA machines)."""
         return map_tensors(self, lambda tensor: tensor.pin_memory())
 
 
 @dataclass(frozen=True)
 class Keyframe:
-    """One annotated instant of a video: what the readers in `evad.data` produce, before any pixel is read.
+    """One annotated moment of a video, as the annotation readers in `evad.data` return it, without pixels.
 
     Attributes:
-        video: Name of the video as the annotation file spells it.
-        timestamp: The instant as result files name it: the second (AVA, as in the csv: `"902"`) or the 1-based
-            frame number (UCF101-24, JHMDB).
-        position: The instant in frames of the annotation's clock, from 0; AVA: (second - 900) * 30.
+        video: Name of the video, as in the annotation file.
+        timestamp: The moment as written in result files: the second (AVA, as in the csv: `"902"`) or the 1-based frame
+            number (UCF101-24, JHMDB).
+        position: The moment in frames, counted from 0 at the annotations' frame rate; AVA: (second - 900) * 30.
         boxes: (n, 4) float64, xyxy as fractions of the frame's width and height.
-        labels: (n, K) float32, 1 where the person of that box performs action k.
-        actors: (n,) int64, identity of each person inside its video; -1 where the data set gives none.
-        proposals: (m, 4) float64 fractions, actors of an external detector; None: the model looks for them itself.
-        proposal_scores: (m,) float64 in [0, 1], the detector's confidence in each.
+        labels: (n, K) float32, 1 if the person in the box performs action k.
+        actors: (n,) int64, identity of each person within the video; -1 if the data set gives none.
+        proposals: (m, 4) float64 fractions, boxes of an external detector; None if the model locates the actors itself.
+        proposal_scores: (m,) float64 in [0, 1], the detector's confidence in each box.
     """
 
     video: str
@@ -91,14 +91,14 @@ class Proposals(Movable):
 
 @dataclass
 class Clip(Movable):
-    """One sample.
+    """One sample of a data set.
 
     Attributes:
         frames: (3, T, h, w) float32, normalised.
         target: Boxes and actions of the keyframe.
         keyframe: () int64, index of the keyframe in its data set.
         original_size: (2,) int64, height and width of the video in pixels.
-        proposals: Actors of an external detector, if there is one.
+        proposals: Boxes of an external detector, if there is one.
     """
 
     frames: Tensor
@@ -115,10 +115,10 @@ class Batch(Movable):
     Attributes:
         clips: (B, 3, T, H, W) float32, normalised, 0 in the padding.
         sizes: (B, 2) int64, valid height and width of each clip in pixels.
-        targets: B targets.
+        targets: Ground truth of each clip.
         keyframes: (B,) int64, index of each clip's keyframe in its data set.
         original_sizes: (B, 2) int64, height and width of each video in pixels.
-        proposals: B times the actors of an external detector, if there is one.
+        proposals: Boxes of an external detector in each clip, if there is one.
     """
 
     clips: Tensor
@@ -139,7 +139,7 @@ class Detections(Movable):
     Attributes:
         boxes: (n, 4) float, xyxy in pixels of the original video.
         person_scores: (n,) float in [0, 1].
-        action_scores: (n, K) float in [0, 1]; what ranks a detection in the evaluation.
+        action_scores: (n, K) float in [0, 1]; the evaluation ranks detections by them.
         size: (2,) int64, height and width of the original video in pixels.
     """
 
@@ -151,18 +151,18 @@ class Detections(Movable):
 
 @dataclass
 class EVADOutput(Movable):
-    """What the detector returns, in training and in evaluation alike.
+    """Output of the detector, in training and in evaluation.
 
     Attributes:
         person_logits: (S, B, Q, 2), one per localization stage; 0 = person, 1 = background.
-        boxes: (S, B, Q, 4) xyxy pixels of the resized, unpadded clip, not clipped.
-        action_logits: (D', B, Q, K): D' = every decoder block in training, only the last one otherwise.
+        boxes: (S, B, Q, 4) xyxy pixels of the resized, unpadded clip; boxes may extend beyond the image.
+        action_logits: (D', B, Q, K), of every decoder block in training, only of the last one otherwise.
         roi_features: (B, Q, D) actor features before refinement.
-        tokens: (B, N, C) surviving tokens after the final norm, keyframe first; with `decoder_input: all` then the
-            dropped ones.
+        tokens: (B, N, C) surviving tokens after the final norm, keyframe first; with `decoder_input: all` the dropped
+            tokens follow them.
         positions: (B, N) int64 grid position of each token.
-        kept: Per pruning stage, (B, n) grid positions of the tokens that survived it.
-        valid: (B, Q) bool mask of queries, False where a clip's list of actors is only padded; None: all are valid.
+        kept: For each pruning stage, (B, n) grid positions of the surviving tokens.
+        valid: (B, Q) bool mask of valid actors, False for padding; None if all are valid.
     """
 
     person_logits: Tensor

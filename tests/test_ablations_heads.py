@@ -59,7 +59,7 @@ def test_parameters_outside_the_head_are_those_of_the_decoder(tiny_model, name):
 def test_head_follows_the_size_of_the_encoder(model, name):
     detector = on_meta(f"model={model}", head(name))
     assert detector.classification.mask_token.shape == (
-        (detector.encoder.dim,) if name == "linear" else (detector.classification.project.out_features,)
+        detector.encoder.norm.normalized_shape if name == "linear" else (detector.classification.project.out_features,)
     )
 
 

@@ -344,7 +344,7 @@ def test_detections_of_unknown_videos_are_counted(tmp_path, capsys):
         ({"label": 7, "score": 1, "boxes": [[1, 0, 0, 9, 9]]}, "label 7; labels are 0 to 2"),
         ({"label": 0, "score": 1, "boxes": [[1, 0, 0, 9, 9], [2]]}, "boxes must be rows of frame"),
         ({"label": 0, "score": 1, "boxes": [[1, 0, 0, 9]]}, r"boxes of shape \(1, 4\)"),
-        ({"label": 0, "score": 1, "boxes": [[1, 0, 0, 9, 9], [3, 0, 0, 9, 9]]}, "do not count up by one"),
+        ({"label": 0, "score": 1, "boxes": [[1, 0, 0, 9, 9], [3, 0, 0, 9, 9]]}, "are not consecutive: split it"),
     ],
 )
 def test_malformed_tubes_are_named_with_their_video(tmp_path, tube, message):
@@ -460,7 +460,7 @@ def test_no_detections_score_zero_and_are_counted():
 def test_metric_needs_frame_numbers():
     clips, _, _ = fixture_clips()
     odd = type(clips[0])(**(vars(clips[0]) | {"timestamp": "1.5"}))
-    with pytest.raises(ValueError, match=r"video .*: timestamp '1.5' is no frame number"):
+    with pytest.raises(ValueError, match=r"video .*: timestamp '1.5' is not a frame number"):
         TubeMAP([odd], [0, 1, 2])
 
 

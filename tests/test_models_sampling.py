@@ -5,7 +5,7 @@ import torch
 
 from evad.models.reducers.dropped import DropRules
 from evad.models.reducers.pixel_difference import PixelDifferenceSampling, pixel_differences
-from evad.models.reducers.random import RandomSampling, check_rate, fixed_priority, num_sampled
+from evad.models.reducers.random import RandomSampling, fixed_priority, num_sampled
 from evad.models.tokens import Tokens
 
 NO_PIXELS = torch.empty(0)
@@ -69,7 +69,7 @@ def test_every_context_token_is_sampled_equally_often():
 )
 def test_rate_that_is_no_single_share_is_an_error(rate, message):
     with pytest.raises(ValueError, match=f"keep_rate .*{message}"):
-        check_rate(rate)
+        RandomSampling(rate)
 
 
 def clip_of(*slices):

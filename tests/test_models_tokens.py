@@ -159,7 +159,7 @@ def test_dropped_tokens_are_held_as_they_were():
 def test_dropped_tokens_that_are_not_held_are_an_error():
     tokens = RememberingTokens.from_grid(numbered(), GRID)
     assert tokens.select_context(torch.tensor([[0], [1]])).dropped is None
-    with pytest.raises(ValueError, match=r"are not held: make the tokens with DropRules\(decoder_input='all'\)"):
+    with pytest.raises(ValueError, match=r"are not stored: make the tokens with DropRules\(decoder_input='all'\)"):
         tokens.with_dropped()
 
 

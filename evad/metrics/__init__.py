@@ -1,1 +1,1 @@
-"""What is measured: detection quality (`ava`, `tubes`) and cost (`efficiency`)."""
+"""Measurement of detection quality (`ava`, `tubes`) and cost (`cost`)."""

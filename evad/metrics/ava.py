@@ -1,11 +1,11 @@
-"""Frame-mAP of AVA: how well boxes and their actions are found in single frames.
+"""Frame-mAP of AVA: quality of detected boxes and their actions in single frames.
 
     python -m evad.metrics.ava --ground-truth F --detections F --label-map F [--exclude F] [--protocol P]
 
-Several programs compute "the" AVA mAP, and they differ (`PROTOCOLS`). All of them match, per frame and class, each
-detection with the one ground-truth box it overlaps best: a true positive if their IoU reaches the threshold and no
-detection before it took that box. Average precision is the area under the precision envelope over all recall steps.
-Detections with equal scores rank in the order given; the programs leave that order to their sorting routine.
+Several programs compute the AVA mAP, with different rules (`PROTOCOLS`). In all of them, per frame and class, each
+detection is compared with the ground-truth box it overlaps best. It is a true positive if their IoU reaches the
+threshold and no earlier detection was matched with that box. Average precision is the area under the precision envelope
+over all recall steps. We rank detections with equal scores in the order given; the programs do not define their order.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ import pandas as pd
 from evad.files.csv_rows import BOX
 from evad.files.label_map import read_label_map
 from evad.metrics import ava_csv
-from evad.metrics.frame_ap import Boxes, Rows, ScoredBoxes, average_precision, best_rows, match
+from evad.metrics.frame_ap import AnyRows, Boxes, ScoredBoxes, average_precision, best_rows, match
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What distinguishes one AVA evaluation program from another.
+    """Rules in which the AVA evaluation programs differ.
 
     Attributes:
-        best_first: Detections of a frame take ground-truth boxes by descending score, else in the order given.
-        rows_per_frame: Only so many best-scored rows of a frame count, over all classes; None: all.
-        uses_exclusions: Frames on the exclusion list are left out.
-        unannotated_frames: Detections in frames that no ground-truth row names are false positives, else ignored.
-        fractional_timestamps: Instants are compared to the microsecond, else they are whole seconds.
+        best_first: Detections of a frame are matched by descending score; if False, in the order given.
+        rows_per_frame: Number of best-scored rows that count in each frame, over all classes; None for all rows.
+        uses_exclusions: Frames on the exclusion list are not evaluated.
+        unannotated_frames: Detections in frames without a ground-truth row are false positives; if False, ignored.
+        fractional_timestamps: Timestamps may have decimals; if False, they are whole seconds.
     """
 
     best_first: bool = True
@@ -46,21 +46,20 @@ class Protocol:
 
 
 PROTOCOLS = {
-    # ActivityNet's program of 2018, whose numbers the literature reports.
+    # ActivityNet's program of 2018; papers report its numbers.
     "activitynet_2018": Protocol(),
-    # March 2019 to April 2020.
+    # ActivityNet's program from March 2019 to April 2020.
     "activitynet_2019": Protocol(rows_per_frame=50),
-    # Current.
+    # ActivityNet's current program.
     "activitynet_2020": Protocol(
         rows_per_frame=50, uses_exclusions=False, unannotated_frames=False, fractional_timestamps=True
     ),
-    # EVAD's release, from PySlowFast: the first row wins a box even if a later one scores higher.
+    # EVAD's release, from PySlowFast: the first row is matched even if a later one has a higher score.
     "evad": Protocol(best_first=False),
 }
 
 
 def get_protocol(name: str) -> Protocol:
-    """The evaluation rules called `name`."""
     if name not in PROTOCOLS:
         raise ValueError(f"unknown protocol {name!r}; choose one of {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
@@ -68,7 +67,7 @@ def get_protocol(name: str) -> Protocol:
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """How many boxes of one class were annotated, how many detections were scored, how many of them are right."""
+    """Numbers of annotated boxes, scored detections and true positives of one class."""
 
     ground_truth: int
     detections: int
@@ -80,10 +79,10 @@ class AVAResult:
     """Outcome of an evaluation.
 
     Attributes:
-        mAP: Mean over the classes with ground truth, in [0, 1]; NaN without any.
+        mAP: Mean over the classes with ground truth, in [0, 1]; NaN if there is none.
         per_class: {action id: average precision, None for a class without ground truth}.
-        counts: {action id: numbers of boxes behind it}.
-        dropped: {reason: number of rows that took no part}; only reasons that occurred.
+        counts: {action id: numbers of boxes and detections}.
+        dropped: {reason: number of ignored rows}; only reasons that occurred.
     """
 
     mAP: float
@@ -100,18 +99,18 @@ def evaluate_rows(
     excluded: np.ndarray | None = None,
     iou_threshold: float = 0.5,
 ) -> AVAResult:
-    """Average precision per class, from numbered frames.
+    """Average precision per class, from rows with frame numbers.
 
     Args:
-        ground_truth: Annotated rows; rows of other classes only name their frame.
-        detections: Scored rows, in the order the protocol `evad` lets them take boxes.
+        ground_truth: Annotated rows; rows of other classes only mark their frame as annotated.
+        detections: Scored rows; the protocol `evad` matches them in this order.
         classes: Action ids to evaluate.
         protocol: A key of `PROTOCOLS`.
-        excluded: (e,) int64 frames to leave out; used if the protocol does.
+        excluded: (e,) int64 frames to leave out, if the protocol uses exclusions.
         iou_threshold: Smallest IoU of a match, in (0, 1].
 
     Raises:
-        ValueError: Unknown protocol, or a threshold outside (0, 1].
+        ValueError: If the protocol is unknown or the threshold is outside (0, 1].
     """
     rules = get_protocol(protocol)
     if not 0 < iou_threshold <= 1:
@@ -119,7 +118,7 @@ def evaluate_rows(
     ids = np.unique(np.fromiter(classes, dtype=np.int64))
     dropped: dict[str, int] = {}
 
-    def keep(rows: Rows, mask: np.ndarray, reason: str) -> Rows:
+    def keep(rows: AnyRows, mask: np.ndarray, reason: str) -> AnyRows:
         if count := int(len(mask) - np.count_nonzero(mask)):
             dropped[reason] = count
         return rows.select(mask) if count else rows
@@ -149,7 +148,6 @@ def _score(
     iou_threshold: float,
     dropped: dict[str, int],
 ) -> AVAResult:
-    """Match the rows that count and rank them per class."""
     by_score = np.argsort(-detections.score, kind="stable")
     precedence = by_score if rules.best_first else np.arange(len(detections))
     truth_class = np.searchsorted(ids, ground_truth.action)
@@ -177,13 +175,13 @@ def _score(
 
 
 def number_frames(*tables: pd.DataFrame) -> list[np.ndarray]:
-    """Number the frames of several tables so that the same video and timestamp get the same number in all of them.
+    """Number the frames of several tables; the same video and timestamp have the same number in all tables.
 
     Args:
         tables: Tables with the columns `video` and `timestamp` (numbers; compared to the microsecond).
 
     Returns:
-        For each table (n,) int64.
+        (n,) int64 frame numbers of each table.
     """
     names = pd.concat([table["video"].astype("category").cat.categories.to_series() for table in tables])
     video_numbers = {name: number for number, name in enumerate(names.unique())}
@@ -205,14 +203,14 @@ def evaluate(
     excluded: pd.DataFrame | None = None,
     iou_threshold: float = 0.5,
 ) -> AVAResult:
-    """Average precision per class, from tables as `evad.metrics.ava_csv` reads them.
+    """Average precision per class, from tables read by `evad.metrics.ava_csv`.
 
     Args:
         ground_truth: Columns video, timestamp, x1, y1, x2, y2, action_id.
-        detections: The same and score, in the order the protocol `evad` lets them take boxes.
-        classes: Action ids to evaluate; rows of others are dropped.
+        detections: The same columns and score; the protocol `evad` matches rows in this order.
+        classes: Action ids to evaluate; rows of other classes are dropped.
         protocol: A key of `PROTOCOLS`.
-        excluded: Columns video, timestamp of frames to leave out; used if the protocol does.
+        excluded: Columns video, timestamp of frames to leave out, if the protocol uses exclusions.
         iou_threshold: Smallest IoU of a match, in (0, 1].
     """
     tables = [ground_truth, detections] if excluded is None else [ground_truth, detections, excluded]
@@ -240,7 +238,7 @@ def evaluate_files(
     protocol: str = "activitynet_2018",
     iou_threshold: float = 0.5,
 ) -> AVAResult:
-    """Average precision per class of the label map, from the files that `python -m evad.metrics.ava` takes."""
+    """Average precision per class of the label map; arguments as for `python -m evad.metrics.ava`."""
     fractional = get_protocol(protocol).fractional_timestamps
     return evaluate(
         ava_csv.read_ground_truth(ground_truth, fractional),
@@ -253,16 +251,16 @@ def evaluate_files(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the mAP and AP per class of a detections file as one JSON object; remarks go to the standard error."""
+    """Print the mAP and AP per class of a detections file as one JSON object; warnings go to standard error."""
     parser = argparse.ArgumentParser(prog="python -m evad.metrics.ava", description="AVA frame-mAP at IoU 0.5.")
     parser.add_argument("--ground-truth", required=True, metavar="F", help="csv or csv.gz of annotated boxes")
     parser.add_argument("--detections", required=True, metavar="F", help="csv or csv.gz of scored boxes")
     parser.add_argument("--label-map", required=True, metavar="F", help="pbtxt or text file of the evaluated classes")
-    parser.add_argument("--exclude", metavar="F", help="csv or csv.gz of instants to leave out")
+    parser.add_argument("--exclude", metavar="F", help="csv or csv.gz of frames to leave out")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="activitynet_2018", help="default: %(default)s")
     options = parser.parse_args(arguments)
     if options.exclude and not PROTOCOLS[options.protocol].uses_exclusions:
-        print(f"warning: protocol {options.protocol} has no exclusions; {options.exclude} is not used", file=sys.stderr)
+        print(f"warning: protocol {options.protocol} has no exclusions: {options.exclude} is ignored", file=sys.stderr)
     try:
         result = evaluate_files(**vars(options))
     except (ValueError, OSError) as error:
@@ -270,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for reason, count in result.dropped.items():
         print(f"note: {count} rows dropped: {reason}", file=sys.stderr)
     if not sum(counts.detections for counts in result.counts.values()):
-        print("warning: no detection of an evaluated class; is it the right label map and file?", file=sys.stderr)
+        print("warning: no detection of an evaluated class: check label map and detections", file=sys.stderr)
     if math.isnan(result.mAP):
         print("warning: no ground truth of an evaluated class; mAP is undefined", file=sys.stderr)
     mean = None if math.isnan(result.mAP) else result.mAP

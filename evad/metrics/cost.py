@@ -1,8 +1,8 @@
-"""Cost of the detector: multiply-accumulates by part, as they are executed and as the paper counts them.
+"""Cost of the detector: multiply-accumulates of each part, as executed and as counted in the paper.
 
-The paper's "GFLOPs" are multiply-accumulates (MACs): one per product of a matrix multiplication or convolution, with
-attention counted as its two matrix products. Norms, activations, softmax and RoIAlign are not counted. Everything is
-counted from outside: the parts run on the meta device, which computes shapes alone, while torch counts.
+The paper's "GFLOPs" are multiply-accumulates (MACs): one per product in a matrix multiplication or convolution;
+attention counts as two matrix products. Norms, activations, softmax and RoIAlign are not counted. torch's FLOP counter
+counts while each part runs on the meta device, which computes shapes only.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from evad.models.heads.external import ExternalBoxes
 from evad.models.localization import LocalizationBranch
 
 EXTERNAL_ACTORS = 5
-"""Boxes per clip that costs are counted for where an external detector gives them; its own cost is not counted."""
+"""Assumed number of boxes per clip if an external detector gives them; its cost is not counted."""
 
 
 @dataclass
 class Count:
-    """MACs of one clip by part; `scores` are those of the encoder's MACs that only score tokens for pruning."""
+    """MACs of one clip by part; `scores` is the encoder's share that only computes importance for pruning."""
 
     parts: dict[str, int]
     scores: int
@@ -39,27 +39,26 @@ class Count:
 
 
 def executed_macs(model: EVAD, num_frames: int, height: int, width: int, training: bool = False) -> dict[str, int]:
-    """MACs of one clip that are really computed, part by part.
+    """MACs that the detector executes for one clip, by part.
 
-    Pruning blocks compute the attention they score by a second time (the fused attention keeps none): all rows, or
-    that of the class token. CPU inference does not need the second time, but it is counted there too.
+    Fused attention does not return the attention, so pruning blocks compute it again to score tokens: all rows, or the
+    class token's row. CPU inference computes it once only, but the count includes both.
 
     Args:
         model: The detector.
         num_frames: T.
-        height: Padded height in pixels.
-        width: Padded width in pixels.
-        training: Count the forward pass of training, in which every decoder block classifies.
+        height, width: Padded size in pixels.
+        training: Count a training forward pass, in which every decoder block classifies.
     """
     return count(model, num_frames, height, width, training).parts
 
 
 def paper_macs(model: EVAD, num_frames: int, height: int, width: int) -> dict[str, int]:
-    """MACs of one clip, part by part, counting everything the paper's detector computes; arguments as above.
+    """MACs of one clip by part, as the paper counts them; arguments as `executed_macs`.
 
-    Counts work that we save without changing outputs: pyramid laterals after enlargement, context tokens of the last
-    decoder block, action heads of the other blocks at inference. Scores that are read off the attention are free;
-    matching of merged tokens is not.
+    Some work does not change outputs, so we skip it, but it is counted here: lateral convolutions at the enlarged size,
+    context tokens in the last decoder block, action heads of the other blocks at inference. Importance taken from the
+    attention costs nothing; the similarity of tokens to merge is counted.
     """
     counted = count(model, num_frames, height, width, training=True)
     macs = counted.parts
@@ -73,14 +72,14 @@ def paper_macs(model: EVAD, num_frames: int, height: int, width: int) -> dict[st
 
 
 def token_counts(model: EVAD, num_frames: int, height: int, width: int) -> list[int]:
-    """Tokens of one clip in its complete grid, and after each pruning stage (Table 6)."""
+    """Number of tokens of one clip: in the complete grid, then after each pruning stage (Table 6)."""
     encoded = count(model, num_frames, height, width, training=False).encoded
     slices, rows, columns = encoded.tokens.grid
     return [slices * rows * columns, *(positions.shape[1] for positions in encoded.kept)]
 
 
 def count(model: EVAD, num_frames: int, height: int, width: int, training: bool) -> Count:
-    """Run every part on the meta device and count; arguments as for `executed_macs`."""
+    """Count every part on the meta device; arguments as `executed_macs`."""
     with in_mode(model, training), torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
         clips = torch.empty(1, 3, num_frames, height, width, device="meta", dtype=model.encoder.norm.weight.dtype)
         encoder, encoded = run_on_meta(model.encoder, clips)
@@ -99,12 +98,12 @@ def count(model: EVAD, num_frames: int, height: int, width: int, training: bool)
 
 
 def num_actors(localization: LocalizationBranch | ExternalBoxes) -> int:
-    """Q."""
+    """Number of boxes Q per clip."""
     return EXTERNAL_ACTORS if isinstance(localization, ExternalBoxes) else localization.proposal_boxes.shape[0]
 
 
 def localization_macs(branch: LocalizationBranch | ExternalBoxes) -> int:
-    """Every dynamic head for Q queries, without the RoIAlign between them."""
+    """MACs of all dynamic heads for Q queries, without the RoIAlign between them."""
     if isinstance(branch, ExternalBoxes):
         return 0
     count, dim = branch.proposal_features.shape
@@ -114,7 +113,7 @@ def localization_macs(branch: LocalizationBranch | ExternalBoxes) -> int:
 
 
 def lateral_savings(pyramid: KeyframePyramid, frame: tuple[int, int]) -> int:
-    """Laterals run before the keyframe map is enlarged."""
+    """MACs saved because lateral convolutions run before keyframe maps are enlarged."""
     return sum(
         (int(frame[0] * scale) * int(frame[1] * scale) - frame[0] * frame[1]) * lateral.weight.numel()  # type: ignore
         for scale, lateral in zip(pyramid.SCALES, pyramid.lateral)
@@ -123,14 +122,14 @@ def lateral_savings(pyramid: KeyframePyramid, frame: tuple[int, int]) -> int:
 
 
 def last_block_savings(branch: ClassificationBranch, tokens: int, actors: int) -> int:
-    """The last decoder block computes no query, projection and feed-forward of its M context tokens."""
+    """MACs saved because the last decoder block computes no queries, projection or feed-forward for context tokens."""
     block: Any = branch.decoder.blocks[-1]  # type: ignore[index]
     weights = sum(parameter.numel() for parameter in block.parameters() if parameter.ndim > 1)
     return tokens * (weights - 2 * branch.dim**2) + 2 * tokens * (tokens + actors) * branch.dim
 
 
 def run_on_meta(module: nn.Module, *inputs: Any) -> tuple[dict[str, int], Any]:
-    """MACs by name of the submodule, "" for all of them, and the output of a module on the meta device."""
+    """MACs by submodule name ("" is the whole module), and the output of the module on the meta device."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     with FlopCounterMode(display=False) as counter:
         output = functional_call(module, {name: tensor.detach().to("meta") for name, tensor in tensors.items()}, inputs)
@@ -141,7 +140,7 @@ def run_on_meta(module: nn.Module, *inputs: Any) -> tuple[dict[str, int], Any]:
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Training or evaluation mode, without gradients; afterwards the mode each module had before."""
+    """Set training or evaluation mode, without gradients; restore the mode of each module afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.train(training)
     try:

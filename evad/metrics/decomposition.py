@@ -1,21 +1,21 @@
-"""What limits an action detector: its boxes or its classes.
+"""What limits an action detector: localization or classification.
 
-Besides the mAP of what was detected, two mAPs with one half of the task done right, and how many persons are found:
+Besides the mAP of the detections, we measure two mAPs with one half of the task solved perfectly, and person recall:
 
-- *True boxes*: every annotated person is detected once, in the annotated box, and nobody else; the model scores its
-  actions. Actors are given to the decoder as in training: each annotated box replaces the one of the query that
-  Hungarian matching assigns to it, the other queries stay; where an external detector gives the boxes, they are the
-  annotated ones and no others. Scores are sigmoid(action logit), as the person is certain.
-  The gap to the mAP is what better localization could add. Where there are more persons than queries, the ones
-  without a query count as missed.
-- *True classes*: detected boxes with the scores they have, struck out for every class that no annotated person under
-  the box performs (IoU of 0.5 or more). What is struck is a false positive under every protocol, so this mAP is never
-  below the mAP; only missed persons and duplicates keep it from 1. The gap is what better classification could add.
-  There is no such video-mAP: scores struck in single frames would interrupt tubes, which bounds nothing.
-- *Person recall*: share of annotated persons that a detected box overlaps with an IoU of 0.5 or more, each box counted
-  for one person. Detected boxes are those that pass the person threshold of `PostProcess`.
+- *True boxes*: every annotated person is detected exactly once, in the annotated box; the model scores the actions.
+  The decoder gets boxes as in training: each annotated box replaces the box of the query that Hungarian matching
+  assigns to it; the other queries keep their boxes. With an external detector, the annotated boxes replace all its
+  boxes. Scores are sigmoid(action logit), not multiplied by a person score. The gap to the mAP is what better
+  localization could add. If there are more persons than queries, persons without a query count as missed.
+- *True classes*: detected boxes with their scores, except that a score is set to 0 if no annotated person with an IoU
+  of 0.5 or more performs the class. Every such detection is a false positive in all protocols, so this mAP is never
+  below the mAP; only missed persons and duplicates keep it below 1. The gap is what better classification could add.
+  This version has no video-mAP: scores removed in single frames would interrupt tubes, so it would not be an upper
+  bound.
+- *Person recall*: share of annotated persons whom a detected box overlaps with an IoU of 0.5 or more; each box counts
+  for one person. Detected boxes have passed the person threshold of `PostProcess`.
 
-All of it is measured in the pass over the validation set that gives the mAP: the encoder runs once per clip.
+All of this is measured in one pass over the validation set: the encoder runs once per clip.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from evad.metrics.frame_ap import box_iou
+from evad.metrics.frame_ap import box_iou, within
 from evad.metrics.keyframes import GatheredDetections, KeyframeMetric
 
 IOU_THRESHOLD = 0.5
-"""Smallest IoU at which a box counts as that of a person."""
+"""Smallest IoU at which a detected box matches a person."""
 
 
 @dataclass(frozen=True)
 class Decomposition:
-    """Upper bounds on what better boxes and better classes would give; see the module.
+    """Upper bounds of the mAP with better boxes or better classes; see the module.
 
     Attributes:
-        detected: Scores of the detector as it is: `mAP`, and `video_mAP@...` for tubes; fractions of 1.
+        detected: Scores of the unchanged detector: `mAP`, and `video_mAP@...` for tubes; fractions of 1.
         true_boxes: The same scores with the annotated boxes.
         true_classes: `mAP` with only the annotated classes.
         person_recall: Share of annotated persons that are found.
-        person_precision: Share of detected boxes that are an annotated person's; 0 without any.
+        person_precision: Share of detected boxes that match an annotated person; 0 if there are no boxes.
         persons: Number of annotated persons.
         person_threshold: Smallest person score of a detected box.
     """
@@ -64,7 +64,7 @@ class Decomposition:
         return content
 
     def table(self) -> str:
-        """Everything in a few aligned lines, ending with the half of the task that limits more."""
+        """A table of all scores as text; its last line names the half of the task that limits more."""
         names = list(self.detected)
         rows = {
             "": [name.replace("video_mAP", "video-mAP") for name in names],
@@ -86,11 +86,11 @@ class Decomposition:
 
 
 def with_true_classes(metric: KeyframeMetric, gathered: GatheredDetections) -> GatheredDetections:
-    """Detections whose scores are 0 for every class that no annotated person under the box performs."""
+    """Detections with score 0 for every class that no annotated person at the box performs."""
     start, end = (np.searchsorted(metric.truth_keyframe, gathered.keyframe, side) for side in ("left", "right"))
     count = end - start
     detection = np.repeat(np.arange(len(count)), count)
-    person = np.arange(count.sum()) + np.repeat(start - (np.cumsum(count) - count), count)
+    person = np.repeat(start, count) + within(count)
     near = box_iou(gathered.fractions[detection], metric.truth_boxes[person]) >= IOU_THRESHOLD
     true = np.zeros(gathered.action_scores.shape, dtype=bool)
     np.logical_or.at(true, detection[near], metric.truth_labels[person[near]])

@@ -1,6 +1,6 @@
-"""Boxes of many frames at once: matching with ground truth and average precision, as the AVA programs define them.
+"""Matching with ground truth and average precision, as the AVA programs define them, for the boxes of many frames.
 
-Everything is float64 and without loops over frames or detections.
+All computations are float64 and vectorized over frames and detections.
 """
 
 from __future__ import annotations
@@ -10,15 +10,27 @@ from typing import TypeVar
 
 import numpy as np
 
-Rows = TypeVar("Rows", bound="Boxes")
+AnyRows = TypeVar("AnyRows", bound="Rows")
 
 
 @dataclass(frozen=True)
-class Boxes:
+class Rows:
+    """Base of tables: each field is an array with one entry per row."""
+
+    def __len__(self) -> int:
+        return len(getattr(self, fields(self)[0].name))
+
+    def select(self: AnyRows, rows: np.ndarray) -> AnyRows:
+        """The rows of a boolean mask or an index array, in that order."""
+        return replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class Boxes(Rows):
     """Annotated boxes of many frames, one row per person and action.
 
     Attributes:
-        frame: (n,) int64, the same number for the same frame in everything evaluated together.
+        frame: (n,) int64, frame number, the same in ground truth and detections.
         boxes: (n, 4) float64, xyxy.
         action: (n,) int64, action id.
     """
@@ -27,20 +39,13 @@ class Boxes:
     boxes: np.ndarray
     action: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.frame)
-
-    def select(self: Rows, rows: np.ndarray) -> Rows:
-        """The rows of a boolean mask or an index array, in that order."""
-        return replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
-
 
 @dataclass(frozen=True)
 class ScoredBoxes(Boxes):
     """Detected boxes of many frames, one row per person and action.
 
     Attributes:
-        score: (n,) float64, what ranks the row.
+        score: (n,) float64, by which rows are ranked.
     """
 
     score: np.ndarray
@@ -50,11 +55,10 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Intersection over union of box pairs in continuous coordinates.
 
     Args:
-        a: (..., 4) float64, xyxy.
-        b: (..., 4) float64, xyxy, same shape.
+        a, b: (..., 4) float64, xyxy, of the same shape.
 
     Returns:
-        (...) float64; 0 where both areas are 0.
+        (...) float64; 0 if both areas are 0.
     """
     width = np.minimum(a[..., 2], b[..., 2]) - np.maximum(a[..., 0], b[..., 0])
     height = np.minimum(a[..., 3], b[..., 3]) - np.maximum(a[..., 1], b[..., 1])
@@ -72,12 +76,12 @@ def match(
     detection_group: np.ndarray,
     iou_threshold: float,
 ) -> np.ndarray:
-    """Which detections are true positives, when each looks only at the ground-truth box it overlaps best.
+    """Which detections are true positives, if each can only match the ground-truth box it overlaps best.
 
     Args:
-        ground_truth: (m, 4) float64, xyxy; among equal overlaps the first counts as best.
-        ground_truth_group: (m,) int64; boxes meet only boxes of the same group (frame and class).
-        detections: (n, 4) float64, xyxy; the first detection to reach the threshold on a box takes it.
+        ground_truth: (m, 4) float64, xyxy; among equal overlaps the first box is chosen.
+        ground_truth_group: (m,) int64; boxes are compared within a group (frame and class).
+        detections: (n, 4) float64, xyxy; the first detection to reach the threshold with a box matches it.
         detection_group: (n,) int64.
         iou_threshold: Smallest IoU of a match.
 
@@ -91,14 +95,14 @@ def match(
     groups, starts, counts = np.unique(ground_truth_group[by_group], return_index=True, return_counts=True)
     group = np.minimum(np.searchsorted(groups, detection_group), len(groups) - 1)
     rivals = np.where(groups[group] == detection_group, counts[group], 0)
-    # Detections with many ground-truth boxes first, so that those with a j-th one are always a leading slice.
-    busiest_first = np.argsort(-rivals, kind="stable")
-    rivals = rivals[busiest_first]
-    first = starts[group[busiest_first]]
+    # Sorted by the number of ground-truth boxes, so that the detections with a j-th box are a leading slice.
+    by_rivals = np.argsort(-rivals, kind="stable")
+    rivals = rivals[by_rivals]
+    first = starts[group[by_rivals]]
     best_iou = np.full(len(detections), -1.0)
     best = np.zeros(len(detections), dtype=np.int64)
     for j in range(rivals[0]):
-        some = busiest_first[: np.searchsorted(-rivals, -j)]  # rivals > j
+        some = by_rivals[: np.searchsorted(-rivals, -j)]  # rivals > j
         candidate = by_group[first[: len(some)] + j]
         iou = box_iou(detections[some], ground_truth[candidate])
         better = iou > best_iou[some]
@@ -115,7 +119,7 @@ def average_precision(true_positive: np.ndarray, num_ground_truth: int) -> float
 
     Args:
         true_positive: (n,) bool, by descending score.
-        num_ground_truth: Number of boxes there were to find, at least 1.
+        num_ground_truth: Number of annotated boxes, at least 1.
     """
     found = np.cumsum(true_positive)
     precision = found / np.arange(1, len(found) + 1)
@@ -124,11 +128,12 @@ def average_precision(true_positive: np.ndarray, num_ground_truth: int) -> float
 
 
 def best_rows(rows: ScoredBoxes, limit: int) -> np.ndarray:
-    """Which rows survive when a frame keeps its `limit` best-scored ones.
+    """Which rows are kept if each frame keeps only its `limit` best-scored rows.
 
-    The programs feed rows one by one into a full list: a row enters if it scores strictly higher than the lowest row
-    there, which is the smallest (score, action id, y1, x1, y2, x2), and that one leaves. So of the rows that share the
-    limiting score only those among the first `limit` rows of at least that score ever enter, and the smallest leave.
+    The AVA programs insert rows one by one into a list of `limit` rows. If the list is full, a row is inserted only if
+    it scores strictly higher than the lowest row, which has the smallest (score, action id, y1, x1, y2, x2) and is
+    replaced. This matters for rows that share the lowest kept score. Such a row is inserted only if fewer than `limit`
+    rows before it have at least this score; better rows that come later then replace the smallest of them.
 
     Args:
         rows: n rows, in the order of the file.
@@ -157,7 +162,12 @@ def best_rows(rows: ScoredBoxes, limit: int) -> np.ndarray:
 def _rank_in_group(group: np.ndarray) -> np.ndarray:
     """For each element the number of elements of the same group before it."""
     order = np.argsort(group, kind="stable")
-    _, starts, counts = np.unique(group[order], return_index=True, return_counts=True)
+    counts = np.unique(group[order], return_counts=True)[1]
     rank = np.empty(len(group), dtype=np.int64)
-    rank[order] = np.arange(len(group)) - np.repeat(starts, counts)
+    rank[order] = within(counts)
     return rank
+
+
+def within(counts: np.ndarray) -> np.ndarray:
+    """0 to counts[0] - 1, then 0 to counts[1] - 1, ..."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)

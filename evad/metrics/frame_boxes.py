@@ -1,20 +1,19 @@
-"""Boxes and tubes of many videos, and their overlap in counted pixels."""
+"""Boxes and tubes of many videos, and their overlap by counted pixels."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-_Boxes = TypeVar("_Boxes", bound="FrameBoxes")
+from evad.metrics.frame_ap import Rows, within
 
 _PAIRED_FRAMES = 2_000_000
-"""Boxes compared at once between tubes: bounds memory to a few hundred MB."""
+"""Pairs of boxes compared at once by `tube_iou`; limits memory to a few hundred MB."""
 
 
 @dataclass(frozen=True)
-class FrameBoxes:
+class FrameBoxes(Rows):
     """Boxes in frames of videos.
 
     Attributes:
@@ -29,20 +28,13 @@ class FrameBoxes:
     label: np.ndarray
     boxes: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.frame)
-
-    def select(self: _Boxes, rows: np.ndarray) -> _Boxes:
-        """The rows of a boolean mask or an index array, in that order."""
-        return replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
-
 
 @dataclass(frozen=True)
 class ScoredFrameBoxes(FrameBoxes):
     """Detected boxes in frames of videos.
 
     Attributes:
-        score: (n,) float64, what ranks a box.
+        score: (n,) float64, by which boxes are ranked.
     """
 
     score: np.ndarray
@@ -70,11 +62,10 @@ class Tubes:
         return len(self.video)
 
     def as_boxes(self) -> FrameBoxes:
-        """The boxes of all tubes, each by itself."""
         video, label, first_frame = (
             np.repeat(values, self.length) for values in (self.video, self.label, self.first_frame)
         )
-        return FrameBoxes(video, first_frame + _within(self.length), label, self.boxes)
+        return FrameBoxes(video, first_frame + within(self.length), label, self.boxes)
 
 
 @dataclass(frozen=True)
@@ -82,7 +73,7 @@ class ScoredTubes(Tubes):
     """Detected tubes.
 
     Attributes:
-        score: (t,) float64, what ranks a tube.
+        score: (t,) float64, by which tubes are ranked.
     """
 
     score: np.ndarray
@@ -98,8 +89,7 @@ def pixel_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Intersection over union of box pairs in counted pixels.
 
     Args:
-        a: (n, 4) float64, xyxy, corner pixels included: a box is x2 - x1 + 1 wide.
-        b: (n, 4) float64.
+        a, b: (n, 4) float64, xyxy, corner pixels included: a box is x2 - x1 + 1 wide.
 
     Returns:
         (n,) float64.
@@ -116,13 +106,11 @@ def tube_iou(a: Tubes, of_a: np.ndarray, b: Tubes, of_b: np.ndarray) -> np.ndarr
     """Overlap of tube pairs in space and time.
 
     Args:
-        a: Tubes.
-        of_a: (p,) int64, the first tube of each pair.
-        b: Tubes.
-        of_b: (p,) int64, the second tube of each pair.
+        a, b: The tubes that form pairs.
+        of_a, of_b: (p,) int64, number in `a` and number in `b` of the tubes of each pair.
 
     Returns:
-        (p,) float64: mean box IoU over the frames both have, times these frames' share of all frames of either.
+        (p,) float64: mean box IoU over common frames, times common frames / frames of the union.
     """
     begin_a, begin_b = a.first_frame[of_a], b.first_frame[of_b]
     end_a, end_b = begin_a + a.length[of_a], begin_b + b.length[of_b]
@@ -133,38 +121,33 @@ def tube_iou(a: Tubes, of_a: np.ndarray, b: Tubes, of_b: np.ndarray) -> np.ndarr
     spatial = np.zeros(len(common))
     chunk = np.cumsum(common) // _PAIRED_FRAMES
     for pairs in np.split(np.arange(len(common)), np.flatnonzero(np.diff(chunk)) + 1):
-        within = _within(common[pairs])
+        offset = within(common[pairs])
         iou = pixel_iou(
-            a.boxes[np.repeat(row_a[pairs], common[pairs]) + within],
-            b.boxes[np.repeat(row_b[pairs], common[pairs]) + within],
+            a.boxes[np.repeat(row_a[pairs], common[pairs]) + offset],
+            b.boxes[np.repeat(row_b[pairs], common[pairs]) + offset],
         )
         total = np.bincount(np.repeat(np.arange(len(pairs)), common[pairs]), iou, minlength=len(pairs))
         spatial[pairs] = total / np.maximum(common[pairs], 1)
     return spatial * (common / (np.maximum(end_a, end_b) - np.minimum(begin_a, begin_b)))
 
 
-def _combined(*keys: np.ndarray) -> np.ndarray:
-    """(n,) int64, a number per combination of keys (not negative); the first key is the most significant."""
+def combined_keys(*keys: np.ndarray) -> np.ndarray:
+    """One number (n,) int64 for each combination of keys >= 0; the first key is the most significant."""
     number = keys[0]
     for key in keys[1:]:
         number = number * (int(key.max(initial=0)) + 1) + key
     return number
 
 
-def _starts(sorted_values: np.ndarray) -> np.ndarray:
+def run_starts(sorted_values: np.ndarray) -> np.ndarray:
     """Where each run of equal values starts."""
     if not len(sorted_values):
         return np.zeros(0, dtype=np.int64)
     return np.flatnonzero(np.append(True, sorted_values[1:] != sorted_values[:-1]))
 
 
-def _within(counts: np.ndarray) -> np.ndarray:
-    """0 to counts[0] - 1, then 0 to counts[1] - 1, ..."""
-    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-
-
-def _pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def equal_pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All pairs of an element of a and an equal element of b: (p,) int64 places in a and in b."""
     order = np.argsort(b, kind="stable")
     left, right = np.searchsorted(b[order], a, "left"), np.searchsorted(b[order], a, "right")
-    return np.repeat(np.arange(len(a)), right - left), order[np.repeat(left, right - left) + _within(right - left)]
+    return np.repeat(np.arange(len(a)), right - left), order[np.repeat(left, right - left) + within(right - left)]

@@ -1,4 +1,4 @@
-"""Frame-mAP of AVA and alike as a torchmetrics metric."""
+"""Frame-mAP of AVA and similar data sets as a torchmetrics metric."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class AVAFrameMAP(KeyframeMetric):
     """Frame-mAP of AVA and the AP of person boxes.
 
     `compute()` gives `mAP` (mean over the classes with ground truth), `person_AP` and `AP/<action id>` of each
-    evaluated class; what has no ground truth is NaN.
+    evaluated class; a score without ground truth is NaN.
 
     Args:
-        keyframes: All annotated keyframes of the data set, in the order their indices count.
+        keyframes: All annotated keyframes of the data set, in the order of their indices.
         class_ids: Action id of each of the K label and score columns.
-        evaluated: Action ids to evaluate; None: all of `class_ids`.
+        evaluated: Action ids to evaluate; None for all `class_ids`.
         protocol: A key of `evad.metrics.ava.PROTOCOLS`.
         iou_threshold: Smallest IoU of a match, in (0, 1].
-        kwargs: Passed on to `torchmetrics.Metric`.
+        kwargs: Arguments of `torchmetrics.Metric`.
 
     Raises:
-        ValueError: Unknown protocol, or an evaluated id that is no class id.
+        ValueError: If the protocol is unknown, or an evaluated id is not in `class_ids`.
     """
 
     def __init__(
@@ -55,7 +55,6 @@ class AVAFrameMAP(KeyframeMetric):
         self.iou_threshold = iou_threshold
 
     def scores(self, gathered: GatheredDetections) -> dict[str, Tensor]:
-        """Scores of detections; see the class."""
         columns = np.flatnonzero(np.isin(self.class_ids, self.evaluated))
         result = evaluate_rows(
             self._truth_rows(gathered),
@@ -71,7 +70,7 @@ class AVAFrameMAP(KeyframeMetric):
     def detections_frame(self) -> pd.DataFrame:
         """All detections as rows of a result file, one per box and class; `csv_rows.write_rows` writes them.
 
-        Collective: with several ranks all must call it, and each gets the rows of all.
+        Collective: all ranks must call it, and each gets the rows of all ranks.
 
         Returns:
             Table with the columns of `ava_csv.DETECTIONS`; boxes are fractions of the frame.
@@ -81,7 +80,7 @@ class AVAFrameMAP(KeyframeMetric):
         return self._named(rows).assign(score=rows.score)[DETECTIONS]
 
     def ground_truth_frame(self) -> pd.DataFrame:
-        """Ground truth of the keyframes seen, as rows of an annotation file; collective like `detections_frame`.
+        """Ground truth of the evaluated keyframes, as rows of an annotation file; collective like `detections_frame`.
 
         Returns:
             Table with the columns of `ava_csv.GROUND_TRUTH`; persons without an action have no row.
@@ -91,12 +90,10 @@ class AVAFrameMAP(KeyframeMetric):
         return self._named(rows)[GROUND_TRUTH]
 
     def _truth_rows(self, gathered: GatheredDetections) -> Boxes:
-        """One row per annotated person and action of the keyframes seen."""
         person, column = self.seen_truth(gathered)
         return Boxes(self.truth_keyframe[person], self.truth_boxes[person], self.class_ids[column])
 
     def _detection_rows(self, gathered: GatheredDetections, columns: np.ndarray) -> ScoredBoxes:
-        """One row per detected person and action column."""
         n = len(gathered.boxes)
         return ScoredBoxes(
             np.repeat(gathered.keyframe, len(columns)),
@@ -106,7 +103,6 @@ class AVAFrameMAP(KeyframeMetric):
         )
 
     def _named(self, rows: Boxes) -> pd.DataFrame:
-        """Rows with the names of their videos and timestamps."""
         names, codes = np.unique(np.array(self.videos, dtype=object), return_inverse=True)
         table = pd.DataFrame(rows.boxes, columns=BOX)
         table[INSTANT[0]] = pd.Categorical.from_codes(codes[rows.frame], categories=pd.Index(names))

@@ -1,8 +1,8 @@
-"""Detection quality over a validation run: metrics fed clip by clip, on any number of ranks.
+"""Base of the detection metrics: they collect detections clip by clip, on any number of ranks.
 
-Ground truth is static and comes from the data set's keyframes; what accumulates are detections. Only keyframes that
-were seen count as ground truth, so a sanity check or a limited run is scored on what it looked at, and a keyframe seen
-twice (a distributed sampler pads its last batch) counts once.
+The ground truth comes from the data set's keyframes. Only keyframes that were passed to `update` are evaluated, so a
+sanity check or limited run is scored on its own clips. A keyframe passed twice (a distributed sampler pads its last
+batch) counts once.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from evad.metrics.ava import AVAResult, evaluate_rows
-from evad.metrics.frame_ap import Boxes, ScoredBoxes
+from evad.metrics.frame_ap import Boxes, ScoredBoxes, within
 from evad.structures import Detections, Keyframe
 
 PERSON = 0
-"""Class id of every row when boxes are scored regardless of what the person does."""
+"""Class id of all rows if persons are evaluated regardless of their actions."""
 
 
 @dataclass(frozen=True)
 class GatheredDetections:
-    """Detections of all keyframes seen, each keyframe once, by ascending keyframe.
+    """Detections of all evaluated keyframes, each keyframe once, sorted by keyframe.
 
     Attributes:
-        keyframes: (S,) int64, keyframes seen, ascending.
+        keyframes: (S,) int64, evaluated keyframes, ascending.
         sizes: (S, 2) int64, height and width of each keyframe's video.
         keyframe: (n,) int64, keyframe of each detection.
         boxes: (n, 4) float64, xyxy in pixels of the original video.
@@ -51,34 +51,33 @@ class GatheredDetections:
         return self.boxes / self.scale(self.keyframe)
 
     def scale(self, keyframe: np.ndarray) -> np.ndarray:
-        """(m, 4) int64, width, height, width, height of the videos of m keyframes seen."""
+        """(m, 4) int64, width, height, width, height of the videos of m evaluated keyframes."""
         return self.sizes[np.searchsorted(self.keyframes, keyframe)][:, [1, 0, 1, 0]]
 
 
 class KeyframeMetric(Metric):
-    """Collects detections by keyframe; subclasses say what is computed from them.
+    """Collects detections by keyframe; subclasses compute scores from them.
 
     Args:
-        keyframes: All annotated keyframes of the data set, in the order their indices count.
+        keyframes: All annotated keyframes of the data set, in the order of their indices.
         class_ids: Action id of each of the K label and score columns.
-        kwargs: Passed on to `torchmetrics.Metric`.
+        kwargs: Arguments of `torchmetrics.Metric`.
 
     Raises:
-        ValueError: A keyframe whose labels do not have K columns.
+        ValueError: If a keyframe's labels do not have K columns.
     """
 
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
 
+    STATES = ("seen_keyframes", "seen_counts", "seen_sizes", "boxes", "person_scores", "action_scores")
+
     seen_keyframes: list[Tensor]
     seen_counts: list[Tensor]
     seen_sizes: list[Tensor]
-    boxes: list[Tensor]
-    person_scores: list[Tensor]
-    action_scores: list[Tensor]
     counts: tuple[int, int]
-    """Detected boxes and annotated persons found, in the last `compute()` whose mAP was 0."""
+    """Numbers of detected boxes and of annotated persons found, set by a `compute()` with mAP 0."""
 
     def __init__(self, keyframes: Sequence[Keyframe], class_ids: Sequence[int], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -97,19 +96,19 @@ class KeyframeMetric(Metric):
         self.truth_boxes = np.concatenate([np.zeros((0, 4)), *(keyframe.boxes for keyframe in keyframes)])
         no_labels = np.zeros((0, len(class_ids)), dtype=bool)
         self.truth_labels = np.concatenate([no_labels, *(keyframe.labels > 0 for keyframe in keyframes)])
-        for state in ("seen_keyframes", "seen_counts", "seen_sizes", "boxes", "person_scores", "action_scores"):
+        for state in self.STATES:
             self.add_state(state, default=[], dist_reduce_fx="cat")
 
     def update(self, keyframes: Tensor, detections: list[Detections]) -> None:
-        """Take in the detections of a batch.
+        """Add the detections of a batch.
 
         Args:
             keyframes: (B,) int64, index of each clip's keyframe.
             detections: B detections.
 
         Raises:
-            ValueError: Another number of detections than keyframes, an index outside the data set, another number of
-                classes, or a value that is not finite.
+            ValueError: If the numbers of detections and keyframes differ, an index is outside the data set, the number
+                of classes is wrong, or a value is not finite.
         """
         if keyframes.shape != (len(detections),):
             raise ValueError(f"{tuple(keyframes.shape)} keyframe indices for {len(detections)} detections")
@@ -126,7 +125,6 @@ class KeyframeMetric(Metric):
             getattr(self, state).append(values.to(torch.promote_types(values.dtype, torch.float32)))
 
     def _check(self, keyframe: int, found: Detections) -> None:
-        """Refuse what can't be scored, naming the clip."""
         if not 0 <= keyframe < len(self.videos):
             raise ValueError(f"keyframe index {keyframe} is outside the data set of {len(self.videos)} keyframes")
         where = f"detections of video {self.videos[keyframe]}, {self.timestamps[keyframe]}"
@@ -141,7 +139,7 @@ class KeyframeMetric(Metric):
             raise ValueError(f"{where} are not finite: training has diverged; lower the learning rate")
 
     def compute(self) -> dict[str, Tensor]:
-        """Scores of the keyframes seen so far, see the class; where the mAP is 0, `counts` helps to explain it."""
+        """Scores of the keyframes passed so far; if the mAP is 0, `counts` is set to help explain it."""
         gathered = self.gathered()
         scores = self.scores(gathered)
         if scores["mAP"] == 0:
@@ -150,47 +148,32 @@ class KeyframeMetric(Metric):
         return scores
 
     def scores(self, gathered: GatheredDetections) -> dict[str, Tensor]:
-        """Scores of detections, which `gathered` gave or were made from what it gave."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what it computes")
+        """Scores of detections, the result of `gathered` or a changed copy of it."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement scores")
 
     def gathered(self) -> GatheredDetections:
-        """Detections of this process, or of all once the metric is synchronised; each keyframe's first occurrence.
+        """Detections of this process, or of all processes inside `sync_context`; each keyframe once.
 
         Raises:
-            RuntimeError: Nothing was taken in yet.
+            RuntimeError: If `update` was not called.
         """
         if isinstance(self.seen_keyframes, list) and not self.seen_keyframes:
             raise RuntimeError(f"{type(self).__name__} has seen no keyframe: call update() before asking for results")
         keyframes, counts, sizes, boxes, person_scores, action_scores = (
-            dim_zero_cat(state).cpu().numpy()
-            for state in (
-                self.seen_keyframes,
-                self.seen_counts,
-                self.seen_sizes,
-                self.boxes,
-                self.person_scores,
-                self.action_scores,
-            )
+            dim_zero_cat(getattr(self, state)).cpu().numpy() for state in self.STATES
         )
         distinct, first = np.unique(keyframes, return_index=True)
         starts = np.cumsum(counts) - counts
         counts = counts[first]
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        rows = np.repeat(starts[first], counts) + within
-        return GatheredDetections(
-            distinct,
-            sizes[first],
-            np.repeat(distinct, counts),
-            boxes[rows].astype(np.float64),
-            person_scores[rows].astype(np.float64),
-            action_scores[rows].astype(np.float64),
-        )
+        rows = np.repeat(starts[first], counts) + within(counts)
+        found = (values[rows].astype(np.float64) for values in (boxes, person_scores, action_scores))
+        return GatheredDetections(distinct, sizes[first], np.repeat(distinct, counts), *found)
 
     def person_result(self, gathered: GatheredDetections, protocol: str, iou_threshold: float) -> AVAResult:
-        """How well persons are found: boxes alone, ranked by person score, against the distinct boxes of each keyframe.
+        """Average precision of persons: boxes ranked by person score, against the annotated boxes of each keyframe.
 
         Args:
-            gathered: What was detected.
+            gathered: Detections.
             protocol: A key of `evad.metrics.ava.PROTOCOLS`.
             iou_threshold: Smallest IoU of a match.
         """
@@ -203,10 +186,10 @@ class KeyframeMetric(Metric):
         return evaluate_rows(truth, found, [PERSON], protocol, iou_threshold=iou_threshold)
 
     def seen_truth(self, gathered: GatheredDetections) -> tuple[np.ndarray, np.ndarray]:
-        """Ground truth of the keyframes seen, one row per person and action.
+        """Ground truth of the evaluated keyframes, one row per person and action.
 
         Returns:
-            (m,) int64 persons, rows of `truth_boxes`, and (m,) int64 class columns.
+            Row in `truth_boxes` of each person and column of each class, both (m,) int64.
         """
         seen = np.isin(self.truth_keyframe, gathered.keyframes)
         person, column = np.nonzero(self.truth_labels & seen[:, None])

@@ -1,11 +1,10 @@
-"""Detections over time: suppression, linking into tubes, and average precision of boxes and of tubes.
+"""Average precision of boxes in frames and of tubes.
 
-The definitions are those of the ACT and MOC programs for UCF101-24 and JHMDB: box IoU counts pixels (corner pixels
-belong to a box), a detection takes the best-overlapping ground truth that is still free, and average precision joins
-the points (recall, precision) by straight lines.
+The definitions follow the ACT and MOC programs for UCF101-24 and JHMDB. Box IoU counts pixels, corner pixels included.
+A detection matches the unmatched ground truth that it overlaps best. Average precision joins the points (recall,
+precision) by straight lines.
 
-Everything works on all videos at once. What is sequential by definition (a suppressed box suppresses no more, a taken
-box is gone, a tube grows frame by frame) runs in rounds over all videos in parallel.
+All videos are processed together. Steps that are sequential by definition run in rounds over all videos in parallel.
 """
 
 from __future__ import annotations
@@ -19,15 +18,12 @@ from evad.metrics.frame_boxes import (
     ScoredFrameBoxes,
     ScoredTubes,
     Tubes,
-    _combined,
-    _pairs,
+    combined_keys,
+    equal_pairs,
     pixel_iou,
     tube_iou,
 )
-from evad.metrics.linking import (
-    greedy_pairs,
-    suppressed_tubes,
-)
+from evad.metrics.linking import greedy_pairs, suppressed_tubes
 
 
 @dataclass(frozen=True)
@@ -36,8 +32,8 @@ class ClassResult:
 
     Attributes:
         average_precision: (C,) float64 in [0, 1]; 0 for a class without ground truth.
-        detections: (C,) int64, number of scored detections.
-        recall: (C,) float64, share of the ground truth found by all detections together.
+        detections: (C,) int64, number of detections.
+        recall: (C,) float64, share of the ground truth that was found.
     """
 
     average_precision: np.ndarray
@@ -46,7 +42,6 @@ class ClassResult:
 
     @property
     def mAP(self) -> float:
-        """Mean over all classes."""
         return float(self.average_precision.mean())
 
 
@@ -55,7 +50,7 @@ def frame_ap(truth: FrameBoxes, found: ScoredFrameBoxes, num_classes: int, iou_t
 
     Args:
         truth: Annotated boxes.
-        found: Detected boxes of the same videos; frames without ground truth count.
+        found: Detected boxes of the same videos, also in frames without ground truth.
         num_classes: Number of classes C.
         iou_threshold: Smallest IoU of a match.
     """
@@ -63,7 +58,7 @@ def frame_ap(truth: FrameBoxes, found: ScoredFrameBoxes, num_classes: int, iou_t
         (truth.video, truth.frame, truth.label), (found.video, found.frame, found.label)
     )
     by_score = np.argsort(-found.score, kind="stable")
-    i, j = _pairs(found_group[by_score], truth_group)
+    i, j = equal_pairs(found_group[by_score], truth_group)
     iou = pixel_iou(found.boxes[by_score[i]], truth.boxes[j])
     hits = _hits(len(found), truth_group[j], i, j, iou, iou_threshold)
     return _class_result(hits, found.label[by_score], truth.label, num_classes)
@@ -72,18 +67,18 @@ def frame_ap(truth: FrameBoxes, found: ScoredFrameBoxes, num_classes: int, iou_t
 def video_ap(
     truth: Tubes, found: ScoredTubes, num_classes: int, iou_thresholds: tuple[float, ...]
 ) -> list[ClassResult]:
-    """Average precision of tubes, after suppression among them, at each threshold.
+    """Average precision of tubes at each threshold, after suppression of overlapping tubes.
 
     Args:
         truth: Annotated tubes.
         found: Detected tubes of the same videos.
         num_classes: Number of classes C.
-        iou_thresholds: Smallest tube IoUs of a match.
+        iou_thresholds: Thresholds; tubes match if their IoU is at least the threshold.
     """
     found = suppressed_tubes(found)
     truth_group, found_group = _common_groups((truth.video, truth.label), (found.video, found.label))
     by_score = np.argsort(-found.score, kind="stable")
-    i, j = _pairs(found_group[by_score], truth_group)
+    i, j = equal_pairs(found_group[by_score], truth_group)
     iou = tube_iou(found, by_score[i], truth, j)
     return [
         _class_result(
@@ -96,7 +91,7 @@ def video_ap(
 def _hits(
     num_found: int, group: np.ndarray, i: np.ndarray, j: np.ndarray, iou: np.ndarray, threshold: float
 ) -> np.ndarray:
-    """(n,) bool, which detections, numbered by descending score, find a ground truth that is still free."""
+    """(n,) bool, which detections, numbered by descending score, match ground truth."""
     near = iou >= threshold
     hits = np.zeros(num_found, dtype=bool)
     hits[greedy_pairs(group[near], i[near], j[near], iou[near])[0]] = True
@@ -104,7 +99,6 @@ def _hits(
 
 
 def _class_result(hits: np.ndarray, label: np.ndarray, truth_label: np.ndarray, num_classes: int) -> ClassResult:
-    """Per class, from hits and labels of the detections by descending score."""
     num_truth = np.bincount(truth_label, minlength=num_classes)
     num_found = np.bincount(label, minlength=num_classes)
     ap, recall = np.zeros(num_classes), np.zeros(num_classes)
@@ -117,11 +111,11 @@ def _class_result(hits: np.ndarray, label: np.ndarray, truth_label: np.ndarray, 
 
 
 def trapezoid_ap(hits: np.ndarray, num_truth: int) -> float:
-    """Area under the points (recall, precision) after each detection, from (0, 1), joined by straight lines.
+    """Area under the points (recall, precision) after each detection, starting at (0, 1), joined by straight lines.
 
     Args:
         hits: (n,) bool, by descending score.
-        num_truth: Number of ground truths there were to find, at least 1.
+        num_truth: Number of ground truths, at least 1.
     """
     found = np.cumsum(hits)
     precision = np.concatenate([[1.0], found / np.arange(1, len(hits) + 1)])
@@ -130,6 +124,6 @@ def trapezoid_ap(hits: np.ndarray, num_truth: int) -> float:
 
 
 def _common_groups(a: tuple[np.ndarray, ...], b: tuple[np.ndarray, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Group numbers for two sets of keys, equal where the keys are."""
-    groups = _combined(*(np.concatenate(pair) for pair in zip(a, b, strict=True)))
+    """Group numbers of two sets of keys; equal keys have equal numbers."""
+    groups = combined_keys(*(np.concatenate(pair) for pair in zip(a, b, strict=True)))
     return groups[: len(a[0])], groups[len(a[0]) :]

@@ -1,4 +1,4 @@
-"""Frame-mAP and video-mAP of UCF101-24, JHMDB and alike as a torchmetrics metric."""
+"""Frame-mAP and video-mAP of UCF101-24, JHMDB and similar data sets as a torchmetrics metric."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from evad.metrics.tubes import video_scores
 from evad.structures import Keyframe
 
 LAST_PIXEL = np.array([0.0, 0.0, 1.0, 1.0])
-"""What the right and lower edge of a box lie beyond the last pixel it covers, which is how tubes give boxes."""
+"""In tubes, x2 and y2 are the last pixel inside a box; elsewhere they are the box's edge, one pixel further."""
 
 
 class TubeMAP(KeyframeMetric):
-    """Frame-mAP and video-mAP of UCF101-24, JHMDB and alike, and the AP of person boxes.
+    """Frame-mAP and video-mAP of UCF101-24, JHMDB and similar data sets, and the AP of person boxes.
 
-    `compute()` gives `mAP` (frame-mAP at IoU 0.5, detections as they are), `person_AP`, `AP/<class id>` of each class
-    and `video_mAP@0.2`, `@0.5`, `@0.75`, `@0.5:0.95` of tubes linked from the detections. Means are over all classes,
-    one without ground truth counts as 0, as in the programs whose definitions these are (`evad.metrics.tube_ap`).
-    Like them it wants every frame of a video as a keyframe, annotated or not (`every_frame` of
-    `evad.data.annotations.tubes.tube_keyframes`): what is not seen is no false positive, and interrupts tubes.
+    `compute()` gives `mAP` (frame-mAP at IoU 0.5 without suppression), `person_AP`, `AP/<class id>` of each class
+    and `video_mAP@0.2`, `@0.5`, `@0.75`, `@0.5:0.95` of tubes linked from the detections. Means are over all classes;
+    a class without ground truth counts as 0, as in the ACT and MOC programs (`evad.metrics.tube_ap`). Like them it
+    needs every frame of a video as a keyframe, annotated or not (`every_frame` of
+    `evad.data.annotations.tubes.tube_keyframes`): a missing frame cannot have false positives and interrupts tubes.
 
     Args:
-        keyframes: All annotated keyframes of the data set, in the order their indices count; timestamps are frame
-            numbers, actors tell the tubes of a video apart.
+        keyframes: All annotated keyframes of the data set, in the order of their indices; timestamps are frame
+            numbers, actors distinguish the tubes of a video.
         class_ids: Class id of each of the K label and score columns.
-        min_score: Class scores up to this take no part: of K scores per box most say "not this class", and leaving out
-            the smallest saves time and memory at a small cost in AP.
-        kwargs: Passed on to `torchmetrics.Metric`.
+        min_score: Class scores up to this value are ignored. Most of the K scores of a box are close to 0; ignoring
+            them saves time and memory at a small cost in AP.
+        kwargs: Arguments of `torchmetrics.Metric`.
 
     Raises:
-        ValueError: A timestamp that is no frame number.
+        ValueError: If a timestamp is not a frame number.
     """
 
     def __init__(
@@ -48,13 +48,12 @@ class TubeMAP(KeyframeMetric):
         super().__init__(keyframes, class_ids, **kwargs)
         for keyframe in keyframes:
             if not keyframe.timestamp.isdecimal():
-                raise ValueError(f"video {keyframe.video}: timestamp {keyframe.timestamp!r} is no frame number")
+                raise ValueError(f"video {keyframe.video}: timestamp {keyframe.timestamp!r} is not a frame number")
         self.min_score = min_score
         self.frame_numbers = np.array([int(timestamp) for timestamp in self.timestamps], dtype=np.int64)
         self.video_names, self.video_numbers = np.unique(np.array(self.videos, dtype=object), return_inverse=True)
 
     def scores(self, gathered: GatheredDetections) -> dict[str, Tensor]:
-        """Scores of detections; see the class."""
         num_classes = len(self.class_ids)
         truth, found = self._truth_tubes(gathered), self._found_boxes(gathered)
         frames = frame_ap(truth.as_boxes(), found, num_classes)
@@ -67,12 +66,12 @@ class TubeMAP(KeyframeMetric):
         return {name: self.as_tensor(score) for name, score in scores.items()}
 
     def detections_frame(self) -> pd.DataFrame:
-        """All detections that take part, as rows of a detections file for `csv_rows.write_rows(..., header=True)`.
+        """All evaluated detections, as rows of a detections file for `csv_rows.write_rows(..., header=True)`.
 
-        Collective: with several ranks all must call it, and each gets the rows of all.
+        Collective: all ranks must call it, and each gets the rows of all ranks.
 
         Returns:
-            Table with the columns of `evad.metrics.tubes.DETECTIONS`; labels are class columns.
+            Table with the columns of `evad.metrics.tubes.DETECTIONS`; labels are class columns, from 0.
         """
         with self.sync_context():
             found = self._found_boxes(self.gathered())
@@ -81,7 +80,6 @@ class TubeMAP(KeyframeMetric):
         return table.assign(**{name: found.boxes[:, column] for column, name in enumerate(BOX)})
 
     def _found_boxes(self, gathered: GatheredDetections) -> ScoredFrameBoxes:
-        """One row per detected person and class."""
         row, label = np.nonzero(gathered.action_scores > self.min_score)
         keyframe = gathered.keyframe[row]
         return ScoredFrameBoxes(
@@ -93,12 +91,12 @@ class TubeMAP(KeyframeMetric):
         )
 
     def _truth_tubes(self, gathered: GatheredDetections) -> Tubes:
-        """Tubes of consecutive keyframes seen with the same actor and class."""
+        """Annotated tubes: runs of consecutive evaluated keyframes with the same actor and class."""
         person, label = self.seen_truth(gathered)
         keyframe = self.truth_keyframe[person]
         video, frame, actor = self.video_numbers[keyframe], self.frame_numbers[keyframe], self.truth_actors[person]
         order = np.lexsort((frame, label, actor, video))
-        # The last key stays the same while frames count up by one.
+        # The last key is constant within a run of consecutive frames.
         keys = np.stack([video[order], actor[order], label[order], frame[order] - np.arange(len(order))])
         first = np.flatnonzero(np.append(True, (keys[:, 1:] != keys[:, :-1]).any(axis=0)))[: len(order)]
         length = np.diff(np.append(first, len(order)))

@@ -1,10 +1,11 @@
-"""Frame-mAP and video-mAP of UCF101-24, JHMDB and alike: how well actions are found in frames and over time.
+"""Frame-mAP and video-mAP of UCF101-24, JHMDB and similar data sets: quality of detections in frames and over time.
 
     python -m evad.metrics.tubes --ground-truth X.pkl --detections frame_detections.csv [--tubes tubes.json] [--split N]
 
-prints one JSON object: per split the frame AP at IoU 0.5 of the detections as they are (`frame_ap_raw`), after MOC's
-suppression (`frame_ap_soft_nms`) and after ACT's (`frame_ap_hard_nms`), the video AP of tubes linked from them
-(`video_ap_linked`) and of given tubes (`video_ap_given`), and with several splits their `mean_over_splits`.
+prints one JSON object. For each split it has the frame AP at IoU 0.5 of the unchanged detections (`frame_ap_raw`),
+after MOC's suppression (`frame_ap_soft_nms`) and after ACT's suppression (`frame_ap_hard_nms`), and the video AP of
+linked tubes (`video_ap_linked`) and given tubes (`video_ap_given`). For several splits it adds their means
+(`mean_over_splits`).
 Definitions: `evad.metrics.tube_ap`.
 """
 
@@ -31,7 +32,7 @@ from evad.metrics.tube_ap import ClassResult, frame_ap, video_ap
 DETECTIONS = Layout(
     {"video": str, "frame": int, "label": int, "score": float, **dict.fromkeys(BOX, float)}, header=True
 )
-"""Columns of a detections file: frames from 1, labels from 0, boxes in pixels with corner pixels included."""
+"""Columns of a detections file: frames from 1, labels from 0, boxes in pixels, corner pixels included."""
 
 SINGLE_THRESHOLDS = (0.2, 0.5, 0.75)
 AVERAGED_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
@@ -39,17 +40,17 @@ AVERAGED = "0.5:0.95"
 
 
 def read_detections(path: str | Path, annotations: TubeAnnotations) -> pd.DataFrame:
-    """Detected boxes by frame, for videos of a data set.
+    """Read detected boxes of the videos of a data set.
 
     Args:
         path: .csv or .csv.gz with the header video,frame,label,score,x1,y1,x2,y2.
-        annotations: The data set; rows of other videos are left out, with a warning that counts them.
+        annotations: The data set; rows of other videos are left out, with a warning.
 
     Returns:
         Table with the columns of `DETECTIONS`.
 
     Raises:
-        ValueError: A malformed row, a label or a frame that the data set does not have.
+        ValueError: If a row is malformed, or the data set does not have its label or frame.
     """
     rows = read_rows(path, DETECTIONS)
     known = rows["video"].isin(list(annotations.nframes))
@@ -73,14 +74,14 @@ def read_detections(path: str | Path, annotations: TubeAnnotations) -> pd.DataFr
 
 
 def read_scored_tubes(path: str | Path, annotations: TubeAnnotations) -> ScoredTubes:
-    """Detected tubes, for videos of a data set; a video's number is its place in `annotations.nframes`.
+    """Read detected tubes of the videos of a data set; a video's number is its place in `annotations.nframes`.
 
     Args:
         path: JSON, {video: [{"label": class number, "score": number, "boxes": rows of frame, x1, y1, x2, y2}]}.
-        annotations: The data set; tubes of other videos are left out, with a warning that counts them.
+        annotations: The data set; tubes of other videos are left out, with a warning.
 
     Raises:
-        ValueError: Not such JSON, or a tube with an unknown label or frames that do not count up by one.
+        ValueError: If the JSON has another form, a label is unknown, or a tube's frames are not consecutive.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -107,7 +108,7 @@ def read_scored_tubes(path: str | Path, annotations: TubeAnnotations) -> ScoredT
 
 
 def _checked_boxes(where: str, tube: Any, num_classes: int) -> np.ndarray:
-    """(frames, 5) float64 rows of frame, x1, y1, x2, y2 of a tube in JSON."""
+    """Boxes (frames, 5) float64 of a tube in JSON: frame, x1, y1, x2, y2."""
     if not isinstance(tube, dict) or not {"label", "score", "boxes"} <= tube.keys():
         raise ValueError(f"{where}: expected tubes with label, score and boxes")
     if tube["label"] not in range(num_classes):
@@ -118,15 +119,15 @@ def _checked_boxes(where: str, tube: Any, num_classes: int) -> np.ndarray:
         raise ValueError(f"{where}: a tube's boxes must be rows of frame, x1, y1, x2, y2: {error}") from None
     if rows.ndim != 2 or rows.shape[1] != 5 or not np.isfinite(rows).all() or not np.isfinite(tube["score"]):
         raise ValueError(
-            f"{where}: a tube has boxes of shape {rows.shape}, expected rows of frame, x1, y1, x2, y2, finite"
+            f"{where}: a tube has boxes of shape {rows.shape}, expected finite rows of frame, x1, y1, x2, y2"
         )
     if (np.diff(rows[:, 0]) != 1).any():
-        raise ValueError(f"{where}: a tube's frame numbers do not count up by one; split it")
+        raise ValueError(f"{where}: a tube's frame numbers are not consecutive: split it into several tubes")
     return rows
 
 
 def ground_truth(annotations: TubeAnnotations, videos: Sequence[str]) -> Tubes:
-    """Annotated tubes of some videos; a video's number is its place in `annotations.nframes`."""
+    """Annotated tubes of the given videos; a video's number is its place in `annotations.nframes`."""
     numbers = {video: number for number, video in enumerate(annotations.nframes)}
     tubes = [(numbers[video], tube) for video in videos for tube in annotations.tubes[video]]
     return Tubes(
@@ -147,10 +148,10 @@ def evaluate_split(
         annotations: The data set.
         split: Number of the split, from 1.
         detections: Columns of `DETECTIONS`.
-        given: Detected tubes to score besides the linked ones.
+        given: Detected tubes to evaluate in addition to the linked ones.
 
     Returns:
-        What the command prints for a split.
+        The split's scores, as the command prints them.
     """
     videos = annotations.videos(split, "test")
     tubes = ground_truth(annotations, videos)
@@ -175,7 +176,7 @@ def evaluate_split(
 
 
 def scored_boxes(annotations: TubeAnnotations, rows: pd.DataFrame) -> ScoredFrameBoxes:
-    """Rows of a detections file; a video's number is its place in `annotations.nframes`."""
+    """Convert rows of a detections file; a video's number is its place in `annotations.nframes`."""
     numbers = pd.Series(range(len(annotations.nframes)), index=list(annotations.nframes), dtype=np.int64)
     return ScoredFrameBoxes(
         video=rows["video"].map(numbers).to_numpy(np.int64),
@@ -187,7 +188,6 @@ def scored_boxes(annotations: TubeAnnotations, rows: pd.DataFrame) -> ScoredFram
 
 
 def _video_results(truth: Tubes, found: ScoredTubes, num_classes: int) -> tuple[dict[float, ClassResult], list[float]]:
-    """Results at the single thresholds, and mAPs at the averaged ones."""
     thresholds = tuple(dict.fromkeys((*SINGLE_THRESHOLDS, *AVERAGED_THRESHOLDS)))
     results = dict(zip(thresholds, video_ap(truth, found, num_classes, thresholds), strict=True))
     single = {threshold: results[threshold] for threshold in SINGLE_THRESHOLDS}
@@ -201,14 +201,12 @@ def video_scores(truth: Tubes, found: ScoredTubes, num_classes: int) -> dict[str
 
 
 def _named_video_scores(labels: Sequence[str], truth: Tubes, found: ScoredTubes) -> dict[str, Any]:
-    """Video AP by threshold and class name."""
     single, averaged = _video_results(truth, found, len(labels))
     scores: dict[str, Any] = {str(threshold): _named(labels, result) for threshold, result in single.items()}
     return scores | {AVERAGED: {"mAP": float(np.mean(averaged)), "per_threshold": averaged}}
 
 
 def _named(labels: Sequence[str], result: ClassResult) -> dict[str, Any]:
-    """A result with class names."""
     return {
         "mAP": result.mAP,
         "per_class": dict(zip(labels, result.average_precision.tolist(), strict=True)),
@@ -218,7 +216,6 @@ def _named(labels: Sequence[str], result: ClassResult) -> dict[str, Any]:
 
 
 def mean_over_splits(splits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean mAPs of several splits, each as `evaluate_split` gives it."""
     means: dict[str, Any] = {}
     for name, scores in splits[0].items():
         if "mAP" in scores:
@@ -235,7 +232,7 @@ def evaluate_files(
     split: int | None = None,
     test_list: str | None = None,
 ) -> dict[str, Any]:
-    """What `python -m evad.metrics.tubes` prints, from the files it takes; without a split, all of them."""
+    """Scores as printed by `python -m evad.metrics.tubes`, from its files; `split` None evaluates all splits."""
     annotations = read_tubes(ground_truth, test_list)
     rows = read_detections(detections, annotations)
     given = read_scored_tubes(tubes, annotations) if tubes else None
@@ -246,13 +243,13 @@ def evaluate_files(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print frame and video AP of a detections file as one JSON object; remarks go to the standard error."""
+    """Print frame and video AP of a detections file as one JSON object; warnings go to standard error."""
     parser = argparse.ArgumentParser(prog="python -m evad.metrics.tubes", description="Frame-mAP and video-mAP.")
     parser.add_argument(
         "--ground-truth", required=True, metavar="F", help="tube annotations: pickle, .json or .parquet"
     )
     parser.add_argument("--detections", required=True, metavar="F", help="csv: video,frame,label,score,x1,y1,x2,y2")
-    parser.add_argument("--tubes", metavar="F", help="JSON of detected tubes to score as well")
+    parser.add_argument("--tubes", metavar="F", help="JSON of detected tubes to evaluate too")
     parser.add_argument("--split", type=int, metavar="N", help="split to evaluate, from 1 (default: all)")
     parser.add_argument("--test-list", metavar="F", help="names of the test videos (pyannot.pkl only)")
     options = parser.parse_args(arguments)

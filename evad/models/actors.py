@@ -1,4 +1,4 @@
-"""Actor features from the restored volume, which every classification head reads (Sec. 3.3)."""
+"""Actor features from the restored volume, the input of every classification head (Sec. 3.3)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Fill = Literal["mask_token", "zeros"]
 
 
 class ActorRoI(nn.Module):
-    """3D RoIAlign: reads each actor's box, widened to cover its motion, from every slice of a volume.
+    """3D RoIAlign: reads each actor's box, widened to cover the actor's motion, from every slice of a volume.
 
     Args:
         stride: Pixels per token along each side.
@@ -33,7 +33,7 @@ class ActorRoI(nn.Module):
         self.extension = (float(extension[0]), float(extension[1]))
 
     def forward(self, volume: Tensor, grid: Grid, boxes: Tensor, sizes: Tensor) -> Tensor:
-        """Bins of every actor. All slices share the boxes, so they are stacked as channels and read at once.
+        """Read the bins of every actor. All slices share the boxes, so they are stacked as channels and read at once.
 
         Args:
             volume: (B, T' * H' * W', D) in time, row, column order.
@@ -56,13 +56,12 @@ class ActorReader(nn.Module):
 
     Args:
         in_dim: Channels C of the encoder.
-        dim: Channels D of the restored volume; None: C, without projection.
+        dim: Channels D of the restored volume; None to keep the C channels without a projection.
         roi: Reads boxes from the volume.
-        fill: What stands at dropped positions: a learnable `mask_token` of D channels (released code) or `zeros`
-            (paper).
+        fill: Value at dropped positions: a learnable `mask_token` of D channels (released code) or `zeros` (paper).
 
     Raises:
-        ValueError: if `fill` is another word.
+        ValueError: if `fill` is neither of them.
     """
 
     mask_token: Tensor
@@ -89,23 +88,19 @@ class ActorReader(nn.Module):
             tokens: Surviving tokens after the encoder's final norm.
             boxes: (B, Q, 4) xyxy pixels of the unpadded clip.
             sizes: (B, 2) valid height and width in pixels.
-            valid: (B, Q) bool mask of actors, see `Localized`; no valid actor's result depends on the others.
+            valid: (B, Q) bool mask of valid actors, see `Localized`; the other actors do not affect their results.
 
         Returns:
-            Actor features before refinement (B, Q, D), action logits (D', B, Q, K): of every block in training, of the
-            last block otherwise.
+            Actor features before refinement (B, Q, D), and action logits (D', B, Q, K) of every block in training, of
+            the last block otherwise.
         """
         raise NotImplementedError
 
     def restore(self, tokens: Tokens) -> Tensor:
-        """Projected tokens in their places, the fill elsewhere: (B, T' * H' * W', D)."""
+        """Complete volume (B, T' * H' * W', D) of projected tokens, with the fill at dropped positions."""
         return tokens.with_features(self.project(tokens.x)).restore(self.mask_token)
 
     def actor_features(self, volume: Tensor, grid: Grid, boxes: Tensor, sizes: Tensor) -> Tensor:
-        """One vector per actor: spatial maximum, then temporal mean of its bins; arguments as for `ActorRoI`.
-
-        Returns:
-            (B, Q, D).
-        """
+        """One vector per actor (B, Q, D): spatial maximum, then temporal mean of its bins; arguments as `ActorRoI`."""
         pooled = self.roi(volume, grid, boxes, sizes).amax(dim=2)  # (B, Q, T' * D)
         return pooled.unflatten(2, (grid[0], -1)).mean(dim=2).to(volume.dtype)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 
 class DropPath(timm.layers.DropPath):
-    """timm's, excluded from torch.compile: blocks differ in the probability and would need one program each."""
+    """timm's DropPath, not compiled: blocks with different probabilities could not share their compiled code."""
 
     forward = torch.compiler.disable(timm.layers.DropPath.forward)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with a bias on queries and values but none on keys.
+    """Multi-head self-attention with a bias on queries and values, but not on keys.
 
     Args:
         dim: Channels C.
@@ -36,14 +36,14 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, N, C) tokens -> their queries, keys and values, each (B, heads, N, C / heads)."""
+        """Tokens (B, N, C) -> queries, keys and values, each (B, heads, N, C / heads)."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias).unflatten(2, (3, self.num_heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, N, 3, heads, d) -> (3, B, heads, N, d)
         return query, key, value
 
     def project_last(self, x: Tensor, num_queries: int) -> tuple[Tensor, Tensor, Tensor]:
-        """As `project`, but with queries of the last `num_queries` tokens only."""
+        """Like `project`, but computes queries of the last `num_queries` tokens only."""
         dim = self.q_bias.shape[0]
         query = F.linear(x[:, -num_queries:], self.qkv.weight[:dim], self.q_bias)
         bias = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
@@ -55,22 +55,18 @@ class Attention(nn.Module):
         """Join the heads and project: (B, heads, N, d) -> (B, N, C)."""
         return self.proj(attended.transpose(1, 2).flatten(2))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.merge(attention(*self.project(x)))
-
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention output, (B, heads, M, d) queries over N keys and values -> (B, heads, M, d).
+    """Attention output (B, heads, M, d) of M queries over N keys and values.
 
-    Fused, except for bfloat16 inference on a CPU: there the fused kernel multiplies no faster than in float32, while
-    plain matrix products do.
+    Uses the fused kernel, except for bfloat16 inference on a CPU: there the kernel is as slow as in float32, and
+    plain matrix products are faster.
 
     Args:
         query: (B, heads, M, d).
-        key: (B, heads, N, d).
-        value: (B, heads, N, d).
-        mask: (B, N) bool, True at keys that may be attended to, or numbers added to the logits of each key. None: no
-            key is masked, and the faster kernels without a mask are used.
+        key, value: (B, heads, N, d).
+        mask: (B, N) bool, True at keys that may be attended to, or numbers added to the logits of each key. None
+            selects the faster kernels without a mask.
     """
     if mask is not None:
         mask = mask if mask.dtype == torch.bool else mask.to(query.dtype)
@@ -82,7 +78,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
 
 @torch.compiler.disable
 def attention_by_rows(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention output (B, heads, M, d) from plain matrix products in the type of the inputs."""
+    """Attention output (B, heads, M, d) from plain matrix products in the dtype of the inputs."""
     out, flat_value = torch.empty_like(query).flatten(0, 1), value.flatten(0, 1).contiguous()
     with without_autocast(query.device.type):
         for heads, rows, probability in probability_rows(query, key, query.dtype):
@@ -96,14 +92,14 @@ def received_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """How much attention every key receives: column sums of softmax(q k^T / sqrt(d)), over queries and heads.
 
-    Logits, probabilities and sums are float32 (float64 for such inputs), also for half-precision inputs: rounded to
-    bfloat16 they would be wrong by up to 0.4 %, more than lies between the scores of many tokens.
+    Logits, probabilities and sums are float32 even for half-precision inputs (float64 for float64 inputs): rounding
+    to bfloat16 would change scores by up to 0.4 %, more than the difference between many tokens.
 
     Args:
         query: (B, heads, M, d).
         key: (B, heads, N, d).
-        value: (B, heads, N, d) to compute the attention output from the same probabilities; None: no output.
-        row_weight: (B, M) weight of each query in the sums; None: 1.
+        value: (B, heads, N, d) to compute the attention output too, from the same probabilities; None to skip it.
+        row_weight: (B, M) weight of each query in the sums; None if all are 1.
         chunk: Query rows per step.
 
     Returns:
@@ -126,21 +122,21 @@ def received_attention(
 def probability_rows(
     query: Tensor, key: Tensor, dtype: torch.dtype, chunk: int = 256
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Rows of softmax(q k^T / sqrt(d)), a few at a time, so that no M x N matrix is ever held.
+    """Rows of softmax(q k^T / sqrt(d)), a few at a time, so that the M x N matrix is never stored.
 
-    Memory is O(chunk * N) per head at work. A CPU works on one head at a time, so that a chunk stays in its cache,
-    other devices on all of them.
+    A CPU processes one head at a time, so that a chunk stays in its cache; other devices process all heads at once.
+    Memory is O(chunk * N) per head processed.
 
     Args:
         query: (B, heads, M, d).
         key: (B, heads, N, d).
-        dtype: Of the products and probabilities.
+        dtype: Type of the products and probabilities.
         chunk: Query rows per step.
 
     Yields:
-        Which of the B * heads maps, which rows of them, and their probabilities (maps, rows, N).
+        Slice of the B * heads attention maps, slice of their rows, and the probabilities (maps, rows, N).
     """
-    # One contiguous copy each: the products would otherwise copy them for every chunk.
+    # Contiguous copies, because the matrix products would otherwise copy them for every chunk.
     flat_query, flat_key = query.flatten(0, 1).contiguous(), key.flatten(0, 1).contiguous()
     step = 1 if query.device.type == "cpu" else len(flat_query)
     for head in range(0, len(flat_query), step):
@@ -152,7 +148,10 @@ def probability_rows(
 
 
 def without_autocast(device_type: str) -> AbstractContextManager:
-    """Switches autocast off, which would round the sums; does nothing without it, as exported programs need."""
+    """Switches autocast off, because it would round the sums.
+
+    Without autocast this does nothing, because exported programs cannot contain the switch.
+    """
     autocast = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
     return torch.autocast(device_type, enabled=False) if autocast else nullcontext()
 

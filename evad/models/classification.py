@@ -19,7 +19,7 @@ class DecoderBlock(nn.Module):
     Args:
         dim: Channels D.
         num_heads: Attention heads.
-        drop_path: Probability of skipping a residual branch of a clip in training.
+        drop_path: Probability that a clip skips a residual branch in training.
     """
 
     def __init__(self, dim: int, num_heads: int, drop_path: float = 0.0) -> None:
@@ -33,7 +33,7 @@ class DecoderBlock(nn.Module):
     def forward(self, x: Tensor, num_queries: int | None = None, mask: Tensor | None = None) -> Tensor:
         """Refine the last `num_queries` of N tokens (all by default): (B, N, D) -> (B, num_queries, D).
 
-        `mask` (B, N) is True at tokens that may be attended to; None: all of them.
+        `mask` (B, N) is True at tokens that may be attended to; None masks no token.
         """
         normed = self.norm1(x)
         if num_queries is None:
@@ -109,10 +109,9 @@ class ClassificationBranch(ActorReader):
     Args:
         in_dim: Channels C of the encoder.
         dim: Channels D of the restored volume and decoder.
-        roi: See `ActorReader`.
-        positions: Position codes of D channels, which the volume gets everywhere.
+        roi, fill: See `ActorReader`.
+        positions: Position codes of D channels, added to every cell of the volume.
         decoder: (context (B, M, D), actors (B, Q, D), valid actors) -> logits (D', B, Q, K).
-        fill: See `ActorReader`.
     """
 
     def __init__(
@@ -132,7 +131,6 @@ class ClassificationBranch(ActorReader):
     def forward(
         self, tokens: Tokens, boxes: Tensor, sizes: Tensor, valid: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Restored volume -> actor features -> decoder, see `ActorReader.forward`."""
         volume = self.restore(tokens) + self.positions(tokens.grid)
         actors = self.actor_features(volume, tokens.grid, boxes, sizes)
         return actors, self.decoder(take(volume, tokens.position), actors, valid)

@@ -15,23 +15,23 @@ from evad.models.localization import DynamicHead
 
 LAYERS = (EncoderBlock, DecoderBlock, DynamicHead, InteractionStage)
 
-
-# Versions with and without pruning, gradients, dynamic lengths, a batch of one: more than torch's limit of 8.
+# A layer is compiled with and without pruning, gradients, dynamic lengths and a batch of one: more often than torch's
+# limit of 8 allows.
 RECOMPILE_LIMIT = 64
 
 
 def compile_layers(model: nn.Module, **options: Any) -> None:
     """Compile the repeated layers of a detector in place, each at its first call.
 
-    Layers of one kind share their programs, so that all of them are compiled in the time of a few; parameters keep
-    their names. What lies between the layers runs as before: RoIAlign, and the rows of attention that pruning sums up,
-    whose loop would be unrolled. Raises torch's limit on recompilations, for the whole process.
+    Layers of one kind share their compiled code, so that compilation takes no longer for more layers. Parameters keep
+    their names. RoIAlign and the attention scores of pruning are not compiled. Raises torch's limit on recompilations
+    for the whole process.
 
     Args:
         model: The detector or a part of it.
-        **options: Of `torch.compile`, such as `backend`.
+        **options: Arguments of `torch.compile`, such as `backend`.
     """
-    # Not torch.compile's argument of this name, which torch has only since 2.12.
+    # Set here because torch.compile takes a recompile_limit argument only since torch 2.12.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
     for layer in model.modules():
         if isinstance(layer, LAYERS):

@@ -38,7 +38,7 @@ class PatchEmbed(nn.Module):
         """(T', H', W') of a clip.
 
         Raises:
-            ValueError: if the clip is not a whole number of cubes.
+            ValueError: if the clip cannot be divided into whole cubes.
         """
         if min(frames, height, width) == 0 or frames % self.tubelet or height % self.patch or width % self.patch:
             raise ValueError(
@@ -60,7 +60,7 @@ class EncoderBlock(nn.Module):
     Args:
         dim: Channels C.
         num_heads: Attention heads.
-        drop_path: Probability of skipping a residual branch of a clip in training.
+        drop_path: Probability that a clip skips a residual branch in training.
         pruning: Token pruning of this block, or None.
     """
 
@@ -81,7 +81,7 @@ class EncoderBlock(nn.Module):
         return tokens.with_features(tokens.x + self.drop_path(self.mlp(self.norm2(tokens.x))))
 
     def attend(self, tokens: Tokens) -> tuple[Tensor, Tensor | None]:
-        """Attention output (B, N, C), and what the block's pruning chooses by."""
+        """Attention output (B, N, C), and the importance by which this block prunes."""
         query, key, value = self.attn.project(self.norm1(tokens.x))
         if self.pruning is None:
             return self.attn.merge(tokens.attend(query, key, value)), None
@@ -94,10 +94,10 @@ class EncoderOutput:
     """What the encoder hands to the two branches.
 
     Attributes:
-        tokens: Surviving tokens (`decoder_input: all`: then the dropped ones) after the final norm.
+        tokens: Surviving tokens after the final norm; with `decoder_input: all` the dropped tokens follow them.
         keyframe_maps: Keyframe feature maps, each (B, C, H', W'), before the final norm.
-        kept: Per pruning stage, (B, n) grid positions of the tokens that survived it. Dropping before the first block
-            is a stage. A merged token has the position it was merged into.
+        kept: For each pruning stage, (B, n) grid positions of the surviving tokens. Dropping before the first block
+            counts as a stage. A merged token has the position of the token it was merged into.
     """
 
     tokens: Tokens
@@ -117,17 +117,17 @@ class VideoTransformer(nn.Module):
         map_blocks: 1-based blocks after which the keyframe map is taken for localization (3, 6, 9, 12).
         prune_blocks: 1-based blocks that prune (4, 7, 10).
         keep_rate: rho of every pruning block, or one value per block of the encoder; 1 = no pruning.
-        pruning: Makes the pruning of a block from its keep rate; None: no block prunes.
-        entry: What happens to the tokens before the first block: (tokens, clips) -> tokens; None: nothing.
+        pruning: Called with a block's keep rate to make its pruning; None if no block prunes.
+        entry: Module that reduces the tokens before the first block, (tokens, clips) -> tokens, or None.
         drop_rules: Whether keyframe tokens may be dropped, and whether dropped tokens reach the classification branch.
-        context_order: `position`: every surviving token returns to its own place. `score`: the survivors, in descending
-            order of their last importance, fill the surviving places in grid order, as in the released code.
+        context_order: `position`: surviving tokens are restored to their own positions. `score`: tokens sorted by their
+            last importance are assigned to the kept positions in ascending order, as in the released code.
         drop_path: Drop-path probability of the last block; it grows linearly from 0.
         activation_checkpointing: Recompute each block in the backward pass instead of storing it.
 
     Raises:
-        ValueError: if a map or pruning block does not exist, a keep rate is outside (0, 1], a list of keep rates has
-            another length than `depth`, or `context_order` is unknown or needs scores that `pruning` does not have.
+        ValueError: if a map or pruning block does not exist, a keep rate is outside (0, 1], a list of keep rates does
+            not have `depth` values, or `context_order` is unknown or needs scores that `pruning` does not compute.
     """
 
     def __init__(
@@ -148,7 +148,6 @@ class VideoTransformer(nn.Module):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.dim = dim
         self.map_blocks = tuple(map_blocks)
         if not all(1 <= block <= depth for block in self.map_blocks):
             raise ValueError(f"map_blocks {self.map_blocks} do not lie within the {depth} blocks of the encoder")
@@ -173,14 +172,14 @@ class VideoTransformer(nn.Module):
         """Choose where surviving tokens are written back, see `context_order`.
 
         Raises:
-            ValueError: if the order is unknown, or needs scores and the pruning has none.
+            ValueError: if the order is unknown, or it is `score` and the pruning computes no scores.
         """
         if order not in get_args(ContextOrder):
             raise ValueError(f"context_order {order!r} is neither 'position' nor 'score'")
         unranked = [stage for stage in self.modules() if isinstance(stage, TokenPruning) and not stage.ranks]
         if order == "score" and unranked:
             raise ValueError(
-                f"context_order 'score': the tokens of {type(unranked[0]).__name__} have no score to order them by, "
+                f"context_order 'score': the tokens of {type(unranked[0]).__name__} have no score to order them by; "
                 "use model.context_order=position or another model/pruning"
             )
         self.context_order = order
@@ -189,8 +188,8 @@ class VideoTransformer(nn.Module):
         """Encode normalised clips (B, 3, T, H, W).
 
         Raises:
-            ValueError: if a clip is not a whole number of cubes, has another length than the position codes, or has
-                too few tokens for the keep rate.
+            ValueError: if the clips cannot be divided into whole cubes, do not have the position codes' number
+                of slices, or have too few tokens for the keep rate.
         """
         x, grid = self.patch_embed(clips)
         tokens = self.drop_rules.first(x + self.positions(grid), grid)
@@ -200,8 +199,9 @@ class VideoTransformer(nn.Module):
             tokens = self.entry(tokens, clips)
             if tokens.position.shape[1] < x.shape[1]:
                 kept.append(tokens.position)
+        recompute = self.activation_checkpointing and self.training
         for number, block in enumerate(self.blocks, start=1):
-            tokens = self._run(block, tokens)
+            tokens = checkpoint(block, tokens, use_reentrant=False) if recompute else block(tokens)
             if block.pruning is not None:
                 tokens = tokens if self.context_order == "score" else tokens.in_grid_order()
                 kept.append(tokens.position)
@@ -212,17 +212,12 @@ class VideoTransformer(nn.Module):
         tokens = self.drop_rules.last(tokens)
         return EncoderOutput(tokens.with_features(self.norm(tokens.x)), maps, kept)
 
-    def _run(self, block: nn.Module, tokens: Tokens) -> Tokens:
-        if self.activation_checkpointing and self.training:
-            return checkpoint(block, tokens, use_reentrant=False)
-        return block(tokens)
-
 
 def written_in_grid_order(tokens: Tokens) -> Tokens:
-    """The same features in the same order, but positions of the unprotected tokens reassigned in ascending order.
+    """The same features, with the positions of the unprotected tokens sorted in ascending order.
 
-    This is what the released code does when it writes score-ordered tokens back with a boolean mask: the j-th token
-    lands on the j-th kept position.
+    The released code has this effect because it writes score-ordered tokens back through a boolean mask: the j-th
+    token is written to the j-th kept position.
     """
     first = tokens.num_protected
     ascending = tokens.position[:, first:].sort(dim=1).values
@@ -230,12 +225,12 @@ def written_in_grid_order(tokens: Tokens) -> Tokens:
 
 
 def rate_per_block(keep_rate: float | Sequence[float], depth: int, prune_blocks: Sequence[int]) -> list[float]:
-    """Keep rate of each of `depth` blocks: 1 everywhere but in the 1-based `prune_blocks`.
+    """Keep rate of each of `depth` blocks: 1 except in the 1-based `prune_blocks`.
 
-    A list of rates, one per block, is taken as it is, and `prune_blocks` is not used.
+    If `keep_rate` lists one rate per block, the list is returned and `prune_blocks` is not used.
 
     Raises:
-        ValueError: if a rate lies outside (0, 1], a block does not exist, or a list has another length than `depth`.
+        ValueError: if a rate lies outside (0, 1], a block does not exist, or a list does not have `depth` rates.
     """
     if isinstance(keep_rate, (int, float)):
         if not all(1 <= block <= depth for block in prune_blocks):

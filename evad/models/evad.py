@@ -18,7 +18,7 @@ class EVAD(nn.Module):
     Args:
         encoder: Clips -> `EncoderOutput`: surviving tokens and keyframe maps.
         pyramid: Keyframe maps -> pyramid levels.
-        localization: Levels, sizes and proposals -> `Localized`: person logits, boxes and which of them are valid.
+        localization: Levels, sizes and proposals -> `Localized`: person logits, boxes and mask of valid actors.
         classification: Tokens, boxes, sizes and valid boxes -> actor features and action logits.
     """
 
@@ -41,21 +41,20 @@ class EVAD(nn.Module):
         Args:
             clips: (B, 3, T, H, W) normalised clips, padded with 0 on the right and at the bottom.
             sizes: (B, 2) int64, valid height and width of each clip in pixels.
-            proposals: B times the boxes of an external detector; only `ExternalBoxes` reads them.
+            proposals: Boxes of an external detector for each clip; only `ExternalBoxes` reads them.
 
         Returns:
-            The same in training and evaluation, except that only training has action logits of every decoder block.
+            All outputs; training has action logits of every decoder block, evaluation of the last block only.
         """
         encoded = self.encoder(clips)
         located = self.localize(encoded, sizes, proposals)
         return self.classify(encoded, located, located.boxes[-1], sizes)
 
     def localize(self, encoded: EncoderOutput, sizes: Tensor, proposals: list[Proposals] | None = None) -> Localized:
-        """Persons in the keyframes, from the encoder's keyframe maps."""
         return self.localization(self.pyramid(encoded.keyframe_maps), sizes, proposals)
 
     def classify(self, encoded: EncoderOutput, located: Localized, actor_boxes: Tensor, sizes: Tensor) -> EVADOutput:
-        """Actions of the actors in `actor_boxes` (B, Q, 4): the last stage's, or annotated ones early in training."""
+        """Classify the actors in `actor_boxes` (B, Q, 4), which are annotated boxes early in training."""
         roi_features, action_logits = self.classification(encoded.tokens, actor_boxes, sizes, located.valid)
         return EVADOutput(
             person_logits=located.person_logits,

@@ -11,11 +11,12 @@ from evad.models.attention import xavier_init
 class KeyframePyramid(nn.Module):
     """Four keyframe maps of one stride -> four levels at 1/4, 1/2, 1 and 2 times that stride.
 
-    Each map is resized by nearest neighbour (x4, x2, x1, x0.5) and enters a feature pyramid: 1x1 lateral, nearest
-    top-down sum, 3x3 output, no norm. For the paper's 16-pixel patches the levels have strides 4, 8, 16, 32.
+    Each map is resized by nearest neighbour (x4, x2, x1, x0.5) and enters a feature pyramid: 1x1 lateral convolution,
+    top-down sum after nearest resizing, 3x3 output convolution, no norm. With 16-pixel patches the strides are 4, 8,
+    16, 32.
 
-    A 1x1 convolution commutes with nearest resizing, so the lateral of an enlarged map is computed before the
-    enlargement: the same numbers for 1/16 of the work.
+    A 1x1 convolution commutes with nearest resizing, so the lateral convolution runs before the enlargement: the
+    result is the same, at as little as 1/16 of the cost.
 
     Args:
         in_channels: Channels C of the keyframe maps.
@@ -26,7 +27,6 @@ class KeyframePyramid(nn.Module):
 
     def __init__(self, in_channels: int, channels: int = 256) -> None:
         super().__init__()
-        self.channels = channels
         self.lateral = nn.ModuleList(nn.Conv2d(in_channels, channels, 1) for _ in self.SCALES)
         self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in self.SCALES)
         xavier_init(self)
@@ -41,7 +41,7 @@ class KeyframePyramid(nn.Module):
             Four maps (B, channels, h_l, w_l), h_l = H' * (4, 2, 1, 0.5).
 
         Raises:
-            ValueError: if there are not four maps, or one is too small to be halved.
+            ValueError: if there are not four maps, or they are too small to be halved.
         """
         if len(keyframe_maps) != len(self.SCALES):
             raise ValueError(
@@ -57,12 +57,10 @@ class KeyframePyramid(nn.Module):
             self._resize(lateral, feature, scale)
             for lateral, feature, scale in zip(self.lateral, keyframe_maps, self.SCALES)
         ]
-        merged = laterals[-1]
-        levels = [self.output[-1](merged)]
-        for lateral, output in zip(laterals[-2::-1], list(self.output)[-2::-1]):
-            merged = lateral + F.interpolate(merged, size=lateral.shape[2:], mode="nearest")
-            levels.append(output(merged))
-        return levels[::-1]
+        for finer in range(len(laterals) - 2, -1, -1):
+            size = laterals[finer].shape[2:]
+            laterals[finer] = laterals[finer] + F.interpolate(laterals[finer + 1], size=size, mode="nearest")
+        return [output(merged) for output, merged in zip(self.output, laterals)]
 
     @staticmethod
     def _resize(lateral: nn.Module, feature: Tensor, scale: float) -> Tensor:

@@ -39,10 +39,10 @@ def resize_table(table: Tensor, grid: tuple[int, int, int], size: tuple[int, int
 class GridPositions(nn.Module):
     """Position codes for the tokens of a clip of any size.
 
-    The table is defined on a base grid (14 x 14 positions per slice for VideoMAE's pretraining on 224 pixels) and
-    resized for other image sizes. The last resized table is cached, because a validation set or a video has one size.
-    The sine-cosine table is a constant and not saved; a table that came with pretrained weights is saved with the
-    model's weights and used when they are loaded.
+    The table is defined on a base grid (14 x 14 positions per slice for VideoMAE, pretrained at 224 pixels) and
+    resized for other image sizes. The last resized table is cached, because the clips of a video have one size.
+    The sine-cosine table is a constant and not saved. A table from pretrained weights is saved with the model's
+    weights and loaded with them.
 
     Args:
         dim: Channels C of the codes.
@@ -58,17 +58,17 @@ class GridPositions(nn.Module):
         self.register_buffer(
             "table", sine_cosine_table(num_slices * base_grid[0] * base_grid[1], dim), persistent=False
         )
-        self._resized: tuple[Tensor, tuple[int, int, int], Tensor] | None = None  # of this table, for this grid
+        self._resized: tuple[Tensor, tuple[int, int, int], Tensor] | None = None  # (source table, grid, result)
         self.register_load_state_dict_pre_hook(_expect_stored_table)
 
     def replace(self, table: Tensor) -> None:
-        """Use other codes than sine and cosine, and save them with the weights from now on.
+        """Replace the sine-cosine codes; from now on the codes are saved with the weights.
 
         Args:
             table: (T' * h * w, C) codes of the base grid.
 
         Raises:
-            ValueError: if the table has another shape.
+            ValueError: if the shapes differ.
         """
         if table.shape != self.table.shape:
             raise ValueError(f"position table {tuple(table.shape)} instead of {tuple(self.table.shape)}")
@@ -82,7 +82,7 @@ class GridPositions(nn.Module):
             (T' * H' * W', C) in time, row, column order.
 
         Raises:
-            ValueError: if the clip has another number of slices than the table.
+            ValueError: if the clip and the table differ in their number of slices.
         """
         if grid[0] != self.base_grid[0]:
             raise ValueError(
@@ -99,7 +99,7 @@ class GridPositions(nn.Module):
 
 
 def _expect_stored_table(positions: GridPositions, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Before loading a state dict with a table: make a place for it, see `GridPositions.replace`."""
+    """Register the table as a saved buffer if the state dict to load contains one."""
     if f"{prefix}table" in state:
         positions.register_buffer("table", positions.table, persistent=True)
         positions._resized = None

@@ -17,9 +17,9 @@ class PostProcess:
     sigmoid(action logit), not multiplied by the person score.
 
     Args:
-        score: What ranks a detection: the `action` score alone or `person_times_action`.
+        score: Score by which detections are ranked: the `action` score alone or `person_times_action`.
         person_threshold: Queries with a lower person score are dropped.
-        keep_all_if_none: Keep every query of a clip in which none reaches the threshold.
+        keep_all_if_none: If no query of a clip reaches the threshold, keep them all.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class PostProcess:
         """Detections of each clip.
 
         Args:
-            output: Of `EVAD.forward`; the last stage and block are used.
+            output: Output of `EVAD.forward`; the last stage and block are used.
             sizes: (B, 2) valid height and width of the resized clips.
             original_sizes: (B, 2) height and width of the videos.
 
         Returns:
-            B detections of valid queries; boxes are clipped to the image, and those wholly outside it are left out.
+            Detections of the valid queries of each clip; boxes are clipped to the image; boxes outside are dropped.
         """
         persons, actions = self.scores(output)
         scale = (original_sizes / sizes).flip(1).repeat(1, 2).unsqueeze(1)  # (B, 1, 4): x, y, x, y

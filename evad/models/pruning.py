@@ -1,4 +1,4 @@
-"""Keyframe-centric token pruning (Sec. 3.2, Eq. 1): what scores tokens, and what keeps the best of them."""
+"""Keyframe-centric token pruning (Sec. 3.2, Eq. 1): scores of tokens, and the choice of the most important ones."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ def attentiveness(query: Tensor, key: Tensor, row_weight: Tensor | None = None, 
     """Importance of every token: the attention it receives, averaged over queries and heads (Eq. 1).
 
     I_j = 1 / (N * heads) * sum_{h, i} w_i * softmax_j(q_i . k_j / sqrt(d)). Rows are processed in chunks and only their
-    weighted sum is kept, so memory is O(chunk * N), not N x N.
+    weighted sum is kept, so memory is O(chunk * N) instead of O(N * N).
 
     Args:
-        query: (B, heads, N, d).
-        key: (B, heads, N, d).
-        row_weight: (B, N) weight w_i of each query; None: 1.
+        query, key: (B, heads, N, d).
+        row_weight: (B, N) weight w_i of each query; None if all are 1.
         chunk: Query rows per step.
 
     Returns:
@@ -33,15 +32,15 @@ def attentiveness(query: Tensor, key: Tensor, row_weight: Tensor | None = None, 
 
 
 def num_kept(keep_rate: float, num_tokens: int, num_protected: int) -> int:
-    """How many tokens survive beside the protected ones: ceil(rho * N) - N1.
+    """Number of unprotected tokens that survive: ceil(rho * N) - N1.
 
     Args:
         keep_rate: rho in (0, 1].
         num_tokens: N, tokens entering the block.
-        num_protected: N1, or 0 where keyframe tokens may be dropped too (Table 1c).
+        num_protected: N1, or 0 if keyframe tokens may be dropped too (Table 1c).
 
     Raises:
-        ValueError: if ceil(rho * N) is smaller than N1, so that the keyframe itself would not fit.
+        ValueError: if ceil(rho * N) is smaller than N1, the number of keyframe tokens.
     """
     total = math.ceil(keep_rate * num_tokens)
     if total < num_protected:
@@ -53,11 +52,11 @@ def num_kept(keep_rate: float, num_tokens: int, num_protected: int) -> int:
 
 
 def most_important(tokens: Tokens, importance: Tensor, keep_rate: float) -> Tensor:
-    """Which tokens to keep beside the protected ones: those of the highest importance.
+    """Choose the unprotected tokens of highest importance.
 
     Args:
         tokens: N tokens.
-        importance: (B, N) or longer; what follows the first N belongs to tokens that stand for no grid cell.
+        importance: (B, N), or longer if there are also tokens without a grid cell; their importance is not used.
         keep_rate: rho, see `num_kept`.
 
     Returns:
@@ -68,7 +67,7 @@ def most_important(tokens: Tokens, importance: Tensor, keep_rate: float) -> Tens
 
 
 class KeyframeScore(nn.Module):
-    """Importance of Eq. 1, in which queries of the keyframe count `w_kf` times.
+    """Importance of Eq. 1, in which keyframe queries have weight `w_kf`.
 
     Args:
         w_kf: Weight of keyframe queries.
@@ -83,7 +82,7 @@ class KeyframeScore(nn.Module):
         return attentiveness(query, key, self.query_weight(tokens))
 
     def query_weight(self, tokens: Tokens) -> Tensor | None:
-        """w_i of Eq. 1, (B, N); None: 1 everywhere."""
+        """w_i of Eq. 1, (B, N); None if all weights are 1."""
         if self.w_kf == 1:
             return None
         in_keyframe = F.pad(tokens.in_keyframe(), (0, tokens.x.shape[1] - tokens.position.shape[1]))
@@ -94,14 +93,14 @@ class KeyframeScore(nn.Module):
 
 
 class TokenPruning(nn.Module):
-    """One stage of pruning inside a block: every protected (keyframe) token stays, and the best of the others.
+    """One pruning stage inside a block: keeps all protected (keyframe) tokens and the most important context tokens.
 
-    Scoring and choosing are separate steps: `attend` returns the importance of each token beside the attention
-    output, `forward` keeps the tokens of highest importance. No gradient flows through the choice.
+    Scoring and choosing are separate steps: `attend` returns the attention output and the importance of each token,
+    `forward` keeps the tokens of highest importance. No gradient flows through the choice.
 
     Args:
         keep_rate: rho, the share of tokens that survives, keyframe tokens included.
-        score: (query, key, tokens) -> importance (B, N).
+        score: (query, key, tokens) -> importance (B, N); None in subclasses that compute no importance.
 
     Raises:
         ValueError: if `keep_rate` lies outside (0, 1].
@@ -118,18 +117,18 @@ class TokenPruning(nn.Module):
         self.score = score
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Attention output (B, heads, N, d) of a block, and the importance (B, N) that `forward` chooses by."""
+        """Attention output (B, heads, N, d) of a block, and the importance (B, N) by which `forward` chooses."""
         assert self.score is not None
         return tokens.attend(query, key, value), self.score(query, key, tokens)
 
     def forward(self, tokens: Tokens, importance: Tensor) -> Tokens:
-        """Survivors among N tokens: the N1 protected ones, then the most important of the others, best first.
+        """Keep the N1 protected tokens, followed by the most important other tokens in descending order.
 
         Returns:
-            ceil(rho * N) tokens. Tokens that stand for no grid cell stay and are not counted.
+            ceil(rho * N) tokens. Tokens without a grid cell stay and are not counted.
 
         Raises:
-            ValueError: if the keyframe alone has more tokens than rho keeps, see `num_kept`.
+            ValueError: if rho keeps fewer tokens than the keyframe has, see `num_kept`.
         """
         return tokens.select_context(most_important(tokens, importance, self.keep_rate))
 
@@ -138,7 +137,7 @@ class TokenPruning(nn.Module):
 
 
 class KeyframePruning(TokenPruning):
-    """Keeps every keyframe token and the context tokens the keyframe attends to most.
+    """Keeps every keyframe token and the context tokens of highest importance (Eq. 1).
 
     Args:
         keep_rate: See `TokenPruning`.
@@ -151,9 +150,9 @@ class KeyframePruning(TokenPruning):
         super().__init__(keep_rate, KeyframeScore(w_kf))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """As `TokenPruning.attend`; CPU inference computes output and importance from the same rows.
+        """Like `TokenPruning.attend`; CPU inference computes the attention rows once for output and importance.
 
-        Training and other devices use the fused attention and compute the rows again, without gradients.
+        Training and other devices use fused attention for the output and compute the rows again for the importance.
         """
         if query.device.type != "cpu" or torch.is_grad_enabled():
             return super().attend(query, key, value, tokens)

@@ -1,4 +1,4 @@
-"""Video tokens that carry their positions, so that dropping some and restoring the grid is exact."""
+"""Video tokens with their grid positions, so that the grid can be restored exactly after tokens are dropped."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Tokens:
     """Tokens of B clips together with the grid cell each one came from.
 
     The N1 = H' * W' tokens of the keyframe come first, row by row and complete: pruning never touches them (Sec. 3.2).
-    The context tokens (of all other frames) follow in any order; `position` says where each belongs. Reducers that need
-    to know more about tokens have their own subclass, see `evad.models.reducers`.
+    The context tokens (all other frames) follow in any order; `position` gives the cell of each. Reducers that store
+    more per token use a subclass, see `evad.models.reducers`.
 
     Attributes:
         x: (B, N, C) features.
@@ -54,7 +54,7 @@ class Tokens:
 
     @property
     def num_protected(self) -> int:
-        """How many of the first tokens must not be dropped: those of the keyframe."""
+        """Number of leading tokens that must not be dropped: all tokens of the keyframe."""
         return self.num_keyframe
 
     def with_features(self, x: Tensor) -> Self:
@@ -78,22 +78,22 @@ class Tokens:
         return replace(self, x=take(self.x, index), position=self.position.gather(1, index))
 
     def select_context(self, index: Tensor) -> Self:
-        """All protected tokens, then the chosen others in the order of `index`.
+        """All protected tokens, followed by the context tokens at `index`.
 
         Args:
-            index: (B, n) int64, indices into the tokens that may be dropped (0 = first token after the keyframe).
+            index: (B, n) int64, places among the unprotected tokens, 0 = the first one after the protected tokens.
         """
         first = self.num_protected
         protected = torch.arange(first, device=index.device).expand(index.shape[0], -1)
         return self.select(torch.cat([protected, index + first], dim=1))
 
     def in_grid_order(self) -> Self:
-        """The same tokens, the keyframe's first, each part in time, row, column order."""
+        """The same tokens sorted: keyframe, then context, each in time, row, column order."""
         before_all = torch.where(self.in_keyframe(), self.grid[0] * self.num_keyframe, 0)
         return self.select((self.position - before_all).argsort(dim=1))
 
     def restore(self, fill: Tensor) -> Tensor:
-        """Complete grid with every token in its own place and `fill` wherever a token was dropped (Sec. 3.3).
+        """Complete grid with every token at its position and `fill` at the dropped positions (Sec. 3.3).
 
         Args:
             fill: (C,) feature of a dropped position.

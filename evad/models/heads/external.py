@@ -1,4 +1,4 @@
-"""Actors from boxes of an external detector, in place of the localization branch (Sec. 4.2, the two-stage row)."""
+"""Actors from boxes of an external detector, in place of the localization branch (Sec. 4.2, two-stage detector)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from evad.structures import Proposals
 
 
 class ExternalBoxes(nn.Module):
-    """Passes detected boxes on as the output of a localization branch with one stage and no parameter."""
+    """Returns detected boxes like a localization branch with one stage and no parameters."""
 
     def forward(self, levels: list[Tensor], sizes: Tensor, proposals: list[Proposals] | None = None) -> Localized:
-        """Boxes of all clips in the order given, padded with zeros to the largest number Q of any clip, at least one.
+        """Boxes of all clips in the given order, padded with zeros to Q, the largest number in any clip (at least 1).
 
         Args:
-            levels: Keyframe maps, not used.
-            sizes: (B, 2) valid height and width in pixels, not used.
-            proposals: Boxes and scores of each clip, any number.
+            levels, sizes: Not used.
+            proposals: Boxes and scores of each clip; a clip may have none.
 
         Returns:
-            One stage, in which the softmax of the person logits is the detector's score.
+            One stage; the softmax of its person logits is the detector's score.
 
         Raises:
             ValueError: if there are no proposals.

@@ -12,15 +12,14 @@ from evad.models.tokens import Tokens
 class LinearClassification(ActorReader):
     """Surviving tokens and located actors -> action logits, without refinement by context.
 
-    RoI features have the encoder's own channels. The paper's 169 M parameters allow nothing else: the detector without
-    decoder (16.371 M) and projection (0.295 M) has 168.694 M, and this layer 0.062 M. Position codes are not added to
-    the volume: they serve attention, and here they would only shift features by an actor's position.
+    RoI features keep the encoder's channels. We conclude this from the paper's 169 M parameters: without decoder
+    (16.371 M) and projection (0.295 M) the detector has 168.694 M, and this layer adds 0.062 M. Position codes are not
+    added to the volume: without attention they would only shift features by an actor's position.
 
     Args:
         in_dim: Channels C of the encoder.
         num_classes: K.
-        roi: See `ActorReader`.
-        fill: See `ActorReader`.
+        roi, fill: See `ActorReader`.
     """
 
     def __init__(self, in_dim: int, num_classes: int, roi: ActorRoI, fill: Fill = "mask_token") -> None:

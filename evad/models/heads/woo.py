@@ -1,4 +1,4 @@
-"""The head of WOO: actions from embeddings of space and time that read an actor's RoI (Watch Only Once, ICCV 2021)."""
+"""The head of WOO: actions from a spatial and a temporal embedding of each actor (Watch Only Once, ICCV 2021)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from evad.models.tokens import Tokens
 
 
 class Interaction(nn.Module):
-    """One embedding per actor filters the bins of its RoI, then a feed-forward layer.
+    """One embedding per actor filters the bins of the actor's RoI and then passes a feed-forward layer.
 
     Args:
         dim: Channels D of embeddings and bins.
         dim_dynamic: Channels between the two generated products, see `DynamicConv`.
-        num_bins: M.
+        num_bins: Bins M of an RoI.
         hidden_dim: Width of the feed-forward layer.
     """
 
@@ -38,11 +38,11 @@ class Interaction(nn.Module):
 
 
 class InteractionStage(nn.Module):
-    """Embeddings of all actors attend to each other, then each reads its actor in space or time.
+    """Embeddings of all actors attend to each other, then filter the spatial or temporal features of their actors.
 
     Args:
         dim: Channels D.
-        num_heads: Heads of the attention.
+        num_heads: Attention heads.
         dim_dynamic: See `Interaction`.
         num_slices: T'.
         num_cells: Bins S * S of an RoI in one slice.
@@ -73,11 +73,10 @@ class InteractionStage(nn.Module):
         """Refine both embeddings.
 
         Args:
-            spatial: (B, Q, D).
-            temporal: (B, Q, D).
+            spatial, temporal: (B, Q, D).
             cells: (B * Q, S * S, D) RoI features averaged over time.
             slices: (B * Q, T', D) RoI features averaged over space.
-            valid: (B, Q) bool mask of actors that are attended to, at least one per clip; None: all.
+            valid: (B, Q) bool mask of actors that may be attended to, at least one per clip; None masks no actor.
 
         Returns:
             Both embeddings (B, Q, D).
@@ -91,31 +90,30 @@ class InteractionStage(nn.Module):
 
 
 class InteractionClassification(ActorReader):
-    """Surviving tokens and located actors -> action logits, as WOO does.
+    """Surviving tokens and located actors -> action logits, by the head of WOO.
 
     An actor's T' x S x S RoI feature is averaged over time for its spatial embedding and over space for its temporal
-    one. Each stage lets the embeddings of all actors attend to each other, then each filters its half of the RoI with
-    two generated 1x1 convolutions (as in the localization), and an action head reads the two side by side. All stages
-    are supervised, the last one is the prediction.
+    embedding. In each stage the embeddings of all actors attend to each other, then each embedding filters its average
+    of the RoI with two generated 1x1 convolutions (as in the localization). An action head reads the concatenated
+    embeddings of an actor. All stages are supervised; the last one gives the prediction.
 
-    The papers do not describe the head completely: WOO's names spatial and temporal embeddings, their interaction with
-    RoI features and their fusion; EVAD's gives the cost of the whole detector with it, 314 M parameters (Table 1a) and
-    378 GFLOPs at short side 288 (Table 4), but not how they are divided. Our division may differ from theirs: 6 stages
-    of width 256 as in the localization, one attention for both kinds of embeddings, fusion by concatenation, action
-    heads as in the decoder. It has 145.2 M parameters, and with the rest 313.9 M and 377.7 GFLOPs.
+    The papers do not describe the head completely: the WOO paper names spatial and temporal embeddings, their
+    interaction with RoI features and their fusion; the EVAD paper gives the cost of the whole detector, 314 M
+    parameters (Table 1a) and 378 GFLOPs at short side 288 (Table 4). The rest is our choice: 6 stages of width 256 as
+    in the localization, one attention for both kinds of embeddings, fusion by concatenation, action heads as in the
+    decoder. The head has 145.2 M parameters, the whole detector 313.9 M parameters and 377.7 GFLOPs.
 
     Args:
         in_dim: Channels C of the encoder.
         dim: Channels D of embeddings and RoI features.
         depth: Stages.
         num_heads: Heads of the attention between embeddings.
-        num_queries: Largest number Q of actors; each has embeddings of its own.
+        num_queries: Largest number Q of actors; each has two learned embeddings.
         num_slices: T'.
         num_classes: K.
-        roi: See `ActorReader`.
+        roi, fill: See `ActorReader`.
         dim_dynamic: Channels between the two generated products.
         hidden_dim: Width of feed-forward layers and action heads.
-        fill: See `ActorReader`.
 
     Raises:
         ValueError: if there is no stage.
@@ -151,7 +149,7 @@ class InteractionClassification(ActorReader):
     def forward(
         self, tokens: Tokens, boxes: Tensor, sizes: Tensor, valid: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Restored volume -> RoI bins -> stages, see `ActorReader.forward`; actor features are the mean of the RoI.
+        """See `ActorReader.forward`; the actor features returned are the mean of the RoI.
 
         Raises:
             ValueError: if there are more actors than embeddings.
@@ -167,7 +165,7 @@ class InteractionClassification(ActorReader):
         cells, slices = bins.mean(dim=2), bins.mean(dim=1)
         spatial = self.spatial_embedding[:actors].expand(batch, -1, -1)
         temporal = self.temporal_embedding[:actors].expand(batch, -1, -1)
-        if valid is not None:  # attention needs something to attend to, also in a clip without actors
+        if valid is not None:  # attention needs at least one key, even in a clip without actors
             valid = F.pad(valid[:, 1:], (1, 0), value=True)
         logits = []
         for number, stage in enumerate(self.stages):

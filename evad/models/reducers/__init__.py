@@ -1,1 +1,1 @@
-"""Other ways to reduce tokens than the paper's; what they need to know beside, they keep in subclasses of `Tokens`."""
+"""Alternatives to the paper's token pruning; subclasses of `Tokens` store what they need to know about tokens."""

@@ -1,4 +1,4 @@
-"""Pruning by the attention of one learnable token (Table 1b, row `CLS token`)."""
+"""Pruning by the attention of a learnable class token (Table 1b, row `CLS token`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evad.models.tokens import Tokens
 
 
 class ClassToken(nn.Module):
-    """A learnable token without position code that attends with the others through all blocks.
+    """Adds a learnable token without position code, which takes part in the attention of all blocks.
 
     Args:
         dim: Channels C.
@@ -24,16 +24,16 @@ class ClassToken(nn.Module):
         nn.init.normal_(self.token, std=0.02)
 
     def forward(self, tokens: Tokens, clips: Tensor) -> ExtendedTokens:
-        """The tokens of every clip and this one; the pixels `clips` are not used."""
+        """Append the class token to the tokens of every clip; `clips` is not used."""
         return with_extra(tokens, self.token.to(tokens.x.dtype).expand(tokens.x.shape[0], 1, -1))
 
 
 class ClassTokenScore(nn.Module):
-    """Importance is the attention of the class token, averaged over heads."""
+    """Importance: the attention that the class token pays to each token, averaged over heads."""
 
     @torch.no_grad()
     def forward(self, query: Tensor, key: Tensor, tokens: Tokens) -> Tensor:
-        """Queries and keys (B, heads, N + 1, d), the class token's last -> importance (B, N + 1).
+        """Queries and keys (B, heads, N + 1, d), the class token last -> importance (B, N + 1).
 
         Raises:
             ValueError: if there is no class token.

@@ -1,4 +1,4 @@
-"""Tokens that remember which others were dropped: keyframe pruned as all others (Table 1c), all tokens decoded (1d)."""
+"""Tokens that store dropped tokens, to prune the keyframe too (Table 1c) or to decode all tokens (Table 1d)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _T = TypeVar("_T", bound=Tokens)
 
 @dataclass(frozen=True)
 class RememberingTokens(Tokens):
-    """Tokens that can hold those that were dropped; the base of all kinds of tokens that reducers need.
+    """Tokens that can store the dropped tokens; base class of the tokens that reducers use.
 
     Attributes:
-        dropped: The dropped tokens as they were at that moment; None: they are not held.
-        unified: Keyframe tokens may be dropped as any others (Table 1c). Needs `dropped`.
+        dropped: The dropped tokens with the features they had when they were dropped; None if they are not stored.
+        unified: Keyframe tokens may be dropped like context tokens (Table 1c); requires `dropped`.
     """
 
     dropped: Tokens | None = None
@@ -41,21 +41,21 @@ class RememberingTokens(Tokens):
         return replace(chosen, dropped=joined(self.dropped, others))
 
     def on_grid(self) -> Tokens:
-        """Plain tokens, one for each position."""
+        """The tokens that have a grid cell, as plain `Tokens`."""
         return Tokens(self.x[:, : self.position.shape[1]], self.position, self.grid)
 
     def with_dropped(self) -> Tokens:
-        """The tokens followed by the dropped ones.
+        """The tokens, followed by the dropped tokens.
 
         Raises:
-            ValueError: if those are not held.
+            ValueError: if the dropped tokens are not stored.
         """
         if self.dropped is None:
-            raise ValueError("dropped tokens are not held: make the tokens with DropRules(decoder_input='all')")
+            raise ValueError("dropped tokens are not stored: make the tokens with DropRules(decoder_input='all')")
         return joined(self.on_grid(), self.dropped)
 
     def keyframe_map(self) -> Tensor:
-        """Feature map of the keyframe, (B, C, H', W'); a dropped token's last value stands in its place."""
+        """Feature map of the keyframe, (B, C, H', W'); dropped tokens have their last features."""
         if not self.unified:
             return super().keyframe_map()
         complete = self.with_dropped()
@@ -64,17 +64,17 @@ class RememberingTokens(Tokens):
 
 
 class DropRules:
-    """What may be dropped, and what becomes of it (Table 1c, 1d).
+    """Which tokens may be dropped, and whether dropped tokens are decoded (Table 1c, 1d).
 
     Args:
-        keyframe: `keep`: every keyframe token stays. `unified`: they are pruned as all others, and ceil(rho * N) tokens
-            survive. Localization then sees the last value of a dropped keyframe token, and the restored volume has
-            the fill of any dropped position.
-        decoder_input: `preserved`: the classification branch gets the tokens that survive. `all`: also every dropped
-            one, as it was when it was dropped.
+        keyframe: `keep`: every keyframe token stays. `unified`: they are pruned like context tokens, and ceil(rho * N)
+            tokens survive. Localization then reads the last features of dropped keyframe tokens, and the restored
+            volume has the fill at their positions.
+        decoder_input: `preserved`: the classification branch gets the surviving tokens. `all`: it also gets the dropped
+            tokens, with the features they had when they were dropped.
 
     Raises:
-        ValueError: if one of them is another word.
+        ValueError: if an argument has another value.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class DropRules:
         self.keyframe, self.decoder_input = keyframe, decoder_input
 
     def first(self, x: Tensor, grid: Grid) -> Tokens:
-        """Features (B, T' * H' * W', C) of a complete grid -> tokens that know these rules."""
+        """Features (B, T' * H' * W', C) of a complete grid -> tokens that follow these rules."""
         if (self.keyframe, self.decoder_input) == ("keep", "preserved"):
             return Tokens.from_grid(x, grid)
         tokens = RememberingTokens.from_grid(x, grid)
@@ -95,18 +95,18 @@ class DropRules:
         return replace(tokens, dropped=nothing, unified=self.keyframe == "unified")
 
     def last(self, tokens: Tokens) -> Tokens:
-        """What the classification branch gets: plain tokens, each of which stands for a grid cell."""
+        """Remove tokens without a grid cell and, for `decoder_input='all'`, append the dropped tokens."""
         if not isinstance(tokens, RememberingTokens):
             return tokens
         return tokens.with_dropped() if self.decoder_input == "all" else tokens.on_grid()
 
 
 def as_kind(kind: type[_T], tokens: Tokens, **changes: Any) -> _T:
-    """The same tokens as another kind of tokens, with what they hold."""
+    """The same tokens and attributes in another subclass of `Tokens`, with `changes` applied."""
     return kind(**{**{field.name: getattr(tokens, field.name) for field in fields(tokens)}, **changes})
 
 
 def joined(first: Tokens, second: Tokens) -> Tokens:
-    """The tokens of both, as plain ones."""
+    """The tokens of `first`, then of `second`, as plain `Tokens`."""
     x = torch.cat([first.x, second.x], dim=1)
     return Tokens(x, torch.cat([first.position, second.position], dim=1), first.grid)

@@ -1,4 +1,4 @@
-"""Tokens beside those of the grid, such as a class token."""
+"""Tokens without a grid cell, such as a class token."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExtendedTokens(RememberingTokens):
-    """N tokens of the grid and E behind them that stand for no cell: `x` is (B, N + E, C), `position` (B, N).
+    """N tokens of the grid, followed by E extra tokens without a cell: `x` is (B, N + E, C), `position` (B, N).
 
-    They attend with the others and are never dropped; neither the restored volume nor the decoder sees them.
+    Extra tokens take part in attention and are never dropped, but are not part of the restored volume or decoder input.
     """
 
     def select(self, index: Tensor) -> Self:
-        """The grid's tokens at `index` (B, n), then the extra ones."""
+        """The grid's tokens at `index` (B, n), followed by the extra tokens."""
         chosen = super().select(index)
         return replace(chosen, x=torch.cat([chosen.x, self.extra], dim=1))
 
@@ -34,5 +34,5 @@ class ExtendedTokens(RememberingTokens):
 
 
 def with_extra(tokens: Tokens, extra: Tensor) -> ExtendedTokens:
-    """The same tokens and further ones without a grid cell (B, e, C), behind those there are."""
+    """Append tokens without a grid cell (B, e, C)."""
     return as_kind(ExtendedTokens, tokens, x=torch.cat([tokens.x, extra], dim=1))

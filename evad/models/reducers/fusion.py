@@ -1,4 +1,4 @@
-"""Pruning that fuses what it drops (EViT, Liang et al., ICLR 2022)."""
+"""Pruning that fuses the dropped tokens (EViT, Liang et al., ICLR 2022)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from evad.models.tokens import Tokens, complement, take
 
 
 class FusingPruning(KeyframePruning):
-    """Keyframe-centric pruning that replaces the tokens dropped in a stage by one: their mean weighted by importance.
+    """Keyframe-centric pruning that replaces the tokens dropped in a stage by their mean, weighted by importance.
 
-    The fused token attends with the others from then on, stands for no grid cell and is not counted by the keep rate.
-    EViT weighs by the attention itself, so that its fused token is short; here the weights sum to one, so that it has
-    the length of a token. As for the choice, no gradient flows through the weights.
+    The fused token takes part in the attention of later blocks, has no grid cell and is not counted by the keep rate.
+    EViT's weights are attention values, which sum to less than one and make the fused token's norm small; here they sum
+    to one. No gradient flows through the weights.
     """
 
     def forward(self, tokens: Tokens, importance: Tensor) -> Tokens:
-        """Survivors as in `TokenPruning`, and one token more unless none was dropped."""
+        """Survivors as in `TokenPruning`, followed by the fused token if any token was dropped."""
         index = most_important(tokens, importance, self.keep_rate)
         survivors = tokens.select_context(index)
         first, total = tokens.num_protected, tokens.position.shape[1]

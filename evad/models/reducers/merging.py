@@ -1,4 +1,4 @@
-"""Merging of similar tokens instead of dropping (ToMe, Bolya et al., ICLR 2023)."""
+"""Merging of similar tokens in place of pruning (ToMe, Bolya et al., ICLR 2023)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MergedTokens(RememberingTokens):
-    """Tokens that hold several cells each.
+    """Tokens that each represent one or more grid cells.
 
     Attributes:
-        size: (B, N) how many cells were merged into each token, float32 or wider.
+        size: (B, N) number of cells each token represents, float32 or wider.
     """
 
-    size: Tensor = None  # type: ignore[assignment]  # always given; only fields with defaults may follow those with
+    size: Tensor = None  # type: ignore[assignment]  # a default is required after inherited defaults
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention in which a token of s cells counts as s tokens: log s is added to its logits."""
@@ -39,11 +39,11 @@ class MergedTokens(RememberingTokens):
 class MergingPruning(TokenPruning):
     """Merges context tokens with similar keys until ceil(rho * N) tokens are left; keyframe tokens never merge.
 
-    The tokens that may merge are assigned to two sets in turn, and those of the first set that are most similar to one
-    of the second are merged into it: a mean weighted by how many cells each holds. If more than half must be merged
-    away, the rest is matched again. A merged token keeps the position of the token it was merged into; the other
-    position counts as dropped. Attention counts a token once per cell it holds, here and in all later blocks, not in
-    the decoder. If no context token may be left, there is nothing to merge into, and all are dropped.
+    Context tokens are assigned alternately to two sets. The tokens of the first set that are most similar to a token of
+    the second are merged into it: the mean of both, weighted by the number of cells they represent. If more than half
+    of the tokens must go, this is repeated. A merged token has the position of the second set's token; the other
+    position counts as dropped. In this and all later encoder blocks, attention counts a token once per cell it
+    represents; the decoder does not. If the keep rate leaves no context token, all of them are dropped without merging.
 
     Args:
         keep_rate: See `TokenPruning`.
@@ -59,7 +59,7 @@ class MergingPruning(TokenPruning):
         return tokens.attend(query, key, value), key.detach().mean(1)
 
     def forward(self, tokens: Tokens, keys: Tensor) -> Tokens:
-        """Merge N tokens by their keys (B, N, d), which `attend` returns in place of an importance."""
+        """Merge N tokens by their keys (B, N, d), which `attend` returns instead of an importance."""
         first, total = tokens.num_protected, tokens.position.shape[1]
         kept = num_kept(self.keep_rate, total, first)
         if kept == 0:
@@ -74,7 +74,7 @@ class MergingPruning(TokenPruning):
 
 
 def rounds(num_tokens: int, kept: int) -> list[int]:
-    """How many of n tokens each round merges away until `kept` are left: half of them at most. None if kept is 0."""
+    """Number of tokens merged in each round until `kept` are left, at most half of them; no rounds if `kept` is 0."""
     counts = []
     while 0 < kept < num_tokens:
         counts.append(min(num_tokens - kept, num_tokens // 2))
@@ -83,15 +83,15 @@ def rounds(num_tokens: int, kept: int) -> list[int]:
 
 
 def merge_most_similar(tokens: MergedTokens, keys: Tensor, count: int) -> tuple[MergedTokens, Tensor]:
-    """One round: `count` tokens at even places join the most similar token at an odd place.
+    """One round: merge `count` tokens at even places into their most similar tokens at odd places.
 
     Args:
-        tokens: The n tokens behind the protected ones take part.
-        keys: (B, n, d) what similarity (the cosine) is measured on.
-        count: At most n // 2.
+        tokens: The n tokens after the protected ones may merge.
+        keys: (B, n, d) keys whose cosine is the similarity.
+        count: Number of tokens to merge, at most n // 2.
 
     Returns:
-        The tokens left, in their former order, and their keys.
+        The remaining tokens in unchanged order, and their keys.
     """
     first, total = tokens.num_protected, tokens.position.shape[1]
     unit = F.normalize(keys, dim=2)
@@ -107,13 +107,13 @@ def merge_most_similar(tokens: MergedTokens, keys: Tensor, count: int) -> tuple[
 
 
 def join(x: Tensor, size: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """Rows of x become means of themselves and the rows that join them, weighted by size; the others do not change.
+    """Merge rows `source` of x into rows `target`: means weighted by size; all other rows keep their values.
 
     Args:
         x: (B, n, C).
         size: (B, n).
-        source: (B, r) int64, the rows that join; they stay in the result as they are.
-        target: (B, r) int64, which row each joins; none of `source`, repetitions allowed.
+        source: (B, r) int64, rows to merge; they are not changed or removed.
+        target: (B, r) int64, the row each is merged into; not in `source`, may repeat.
     """
     weight = size.gather(1, source)
     added_size = torch.zeros_like(size).scatter_add(1, target, weight)

@@ -12,20 +12,19 @@ from evad.models.tokens import Tokens
 
 
 def num_sampled(keep_rate: float, num_tokens: int, num_protected: int) -> int:
-    """How many of the tokens that may be dropped enter the encoder: ceil(rho * (N - N1)) context tokens.
+    """Number of context tokens that enter the encoder: ceil(rho * (N - N1)).
 
-    The paper does not say what rho counts here. Its 158.9 GFLOPs (Table 1b, ViT-B, 224 pixels, rho = 0.7) are those
-    of rho of the *context* tokens beside the whole keyframe: 158.5 by this rule. rho of all tokens, as in the pruning
-    blocks, would cost 149.7.
+    The paper does not say whether rho is a share of the context tokens or of all tokens. With context tokens
+    we count 158.5 GFLOPs, close to the paper's 158.9 (Table 1b, ViT-B, 224 pixels, rho = 0.7); with all tokens 149.7.
     """
     return math.ceil(keep_rate * (num_tokens - num_protected))
 
 
 class Sampling(nn.Module):
-    """Keeps every keyframe token and a share of the others, once, before the first block.
+    """Keeps every keyframe token and a share of the context tokens; applied once, before the first block.
 
     Args:
-        keep_rate: rho in (0, 1], the share of context tokens that stays.
+        keep_rate: rho in (0, 1], the share of context tokens that is kept.
 
     Raises:
         ValueError: if `keep_rate` is not one number in (0, 1].
@@ -33,11 +32,16 @@ class Sampling(nn.Module):
 
     def __init__(self, keep_rate: float) -> None:
         super().__init__()
-        check_rate(keep_rate)
+        if not isinstance(keep_rate, (int, float)):
+            raise ValueError(
+                f"keep_rate {keep_rate} lists rates of blocks, but tokens are dropped before all blocks: use one number"
+            )
+        if not 0 < keep_rate <= 1:
+            raise ValueError(f"keep_rate {keep_rate} is outside (0, 1]")
         self.keep_rate = keep_rate
 
     def priority(self, tokens: Tokens, clips: Tensor) -> Tensor:
-        """(B, n) priority of the n tokens that may be dropped: the highest stay, of equal ones the first."""
+        """Priority (B, n) of the n context tokens: the highest are kept; among equal ones the first."""
         raise NotImplementedError
 
     def forward(self, tokens: Tokens, clips: Tensor) -> Tokens:
@@ -51,14 +55,14 @@ class Sampling(nn.Module):
 
 
 class RandomSampling(Sampling):
-    """A random choice of context tokens.
+    """Keeps a random choice of context tokens.
 
-    In training every clip gets its own choice, drawn from torch's global generator as for dropout. In evaluation all
-    clips share one, drawn from a fixed seed, so that results repeat and do not depend on the batch.
+    In training the choice differs between clips and is drawn from torch's global generator, like dropout. In evaluation
+    it is the same for all clips and drawn from a fixed seed, so that results are repeatable for any batch.
 
     Args:
         keep_rate: See `Sampling`.
-        seed: For the choice in evaluation.
+        seed: Seed of the choice in evaluation.
     """
 
     def __init__(self, keep_rate: float, seed: int = 0) -> None:
@@ -78,24 +82,10 @@ class RandomSampling(Sampling):
 
 @torch.compiler.assume_constant_result
 def fixed_priority(count: int, seed: int) -> Tensor:
-    """The same (count,) random numbers at every call: those of torch.rand after `manual_seed(seed)`.
+    """The same (count,) random numbers at every call, equal to torch.rand after `manual_seed(seed)`.
 
-    They are drawn by numpy's Mersenne twister, which is the same: an exported program would contain torch's generator
-    and continue drawing from it.
+    They come from NumPy's Mersenne twister, which gives the same numbers as torch's generator. An exported program
+    would call torch's generator again and get new numbers every time.
     """
     drawn = np.random.RandomState(seed).randint(0, 2**32, size=count, dtype=np.uint32)
     return torch.from_numpy((drawn & (2**24 - 1)).astype(np.float32) / 2**24)
-
-
-def check_rate(keep_rate: float) -> None:
-    """Require one share for the whole encoder.
-
-    Raises:
-        ValueError: if it is a list, or outside (0, 1].
-    """
-    if not isinstance(keep_rate, (int, float)):
-        raise ValueError(
-            f"keep_rate {keep_rate} lists rates of blocks, but tokens are dropped once, before them: give one"
-        )
-    if not 0 < keep_rate <= 1:
-        raise ValueError(f"keep_rate {keep_rate} is outside (0, 1]")

@@ -1,4 +1,4 @@
-"""Weights from elsewhere under our names."""
+"""Import of weights from other programs: their parameter names -> our names."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch import Tensor
 from evad.models.encoder import ContextOrder
 from evad.models.weights.reading import WeightFile, read_weights
 
-# Where a position table that is not the fixed one lives in our model.
+# Our name of a position table that differs from the fixed sine-cosine table.
 TABLE = "encoder.positions.table"
 # Metadata keys of our safetensors files.
 LAYOUT_KEY, ORDER_KEY = "evad_layout", "context_order"
 
-# Around a whole model: DistributedDataParallel, Lightning modules and Hugging Face wrappers, torch.compile.
+# Prefixes of a whole model: DistributedDataParallel, Lightning modules and Hugging Face wrappers, torch.compile.
 _OUTER = r"(?:module\.|model\.|_orig_mod\.)+"
-# Around a backbone.
+# Prefixes of a backbone.
 _INNER = r"(?:backbone\.|videomae\.|encoder\.)+"
-# Of VideoMAE programs, but no part of a detector: classifier and pretraining decoder.
+# Parts of VideoMAE models that detectors do not have: classifier and pretraining decoder.
 _DROPPED = r"(decoder\.|fc_norm\.|head\.|classifier\.|encoder_to_decoder\.|mask_token$)"
-OUR_RUN = "EVAD run"  # layout of its weights
+OUR_RUN = "EVAD run"  # layout name of our own weights
 _OUR_PARTS = r"(encoder|pyramid|localization|classification)\."
 # Hugging Face VideoMAE, below `videomae.encoder.`: first match wins.
 _HUGGING_FACE = [
@@ -46,7 +46,7 @@ _VIDEOMAE = [
     (r"(patch_embed|blocks|norm)\.", r"encoder.\1."),
 ]
 
-# Released EVAD checkpoints: first match wins, patterns are anchored at the start of the name.
+# Released EVAD checkpoints: first match wins; patterns match the start of the name.
 _RELEASED_EVAD = [
     (r"(patch_embed|blocks|norm)\.", r"encoder.\1."),
     (r"det_head\.mask_token$", "classification.mask_token"),
@@ -71,15 +71,15 @@ _RELEASED_CONSTANTS = ("criterion.empty_weight",)
 
 
 def released_evad_name(name: str) -> str | None:
-    """Our name of a parameter in a released EVAD checkpoint; None for a constant we do not store.
+    """Our name of a parameter in a released EVAD checkpoint; None for a constant that our models do not store.
 
     Raises:
-        KeyError: if released EVAD checkpoints have no such parameter.
+        KeyError: if released EVAD checkpoints have no parameter of this name.
     """
     if name in _RELEASED_CONSTANTS:
         return None
     pyramid = re.fullmatch(r"fpn_(lateral|output)([2-5])\.(weight|bias)", name)
-    if pyramid:  # level l has stride 2^l; ours count from the finest
+    if pyramid:  # level l has stride 2^l; our levels count from the finest
         return f"pyramid.{pyramid[1]}.{int(pyramid[2]) - 2}.{pyramid[3]}"
     ours = _first_match(_RELEASED_EVAD, name)
     if ours is None:
@@ -88,7 +88,7 @@ def released_evad_name(name: str) -> str | None:
 
 
 def rename_released_evad(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A released EVAD state dict under our names and shapes."""
+    """A released EVAD state dict with our names and shapes."""
     renamed = {}
     for name, value in state.items():
         ours = released_evad_name(name)
@@ -99,17 +99,17 @@ def rename_released_evad(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass
 class PretrainedWeights:
-    """Weights of any source under our names.
+    """Weights of any supported program under our names.
 
     Attributes:
-        path: File or folder they come from.
-        layout: Which program's names they have, in words.
-        state: Our name -> tensor. `TABLE` holds a position table, (T' * h * w, C), fixed or not.
+        path: File or folder of the weights.
+        layout: Program that the weights come from, such as `VideoMAE`.
+        state: Our name -> tensor. `TABLE` is a position table, (T' * h * w, C), fixed sine-cosine or learned.
         num_heads: Attention heads the encoder was trained with; None if not recorded.
         context_order: `context_order` of a trained detector; None if not recorded.
-        dropped: Names left out on purpose: parts that detectors do not have.
+        dropped: Names of parts that detectors do not have, left out on purpose.
         unexpected: Names that match no rule.
-        notes: What else happened, in sentences.
+        notes: Remarks for the log.
     """
 
     path: Path
@@ -122,33 +122,33 @@ class PretrainedWeights:
     notes: list[str] = field(default_factory=list)
 
     def add(self, name: str, ours: str | None, value: Tensor) -> None:
-        """Take the tensor `name` as our parameter `ours`; None if it matches no rule.
+        """Add the tensor `name` as our parameter `ours`; None if the name matches no rule.
 
         Raises:
-            ValueError: if another tensor of the file was taken as the same parameter.
+            ValueError: if another tensor of the file is also this parameter.
         """
         if ours is None:
             self.unexpected.append(name)
         elif ours in self.state:
-            raise ValueError(f"{self.path} holds {ours} twice, the second time as {name}: save one model per file")
+            raise ValueError(f"{self.path} contains {ours} twice, once as {name}: save one model per file")
         else:
             self.state[ours] = value
 
     def encoder_only(self) -> PretrainedWeights:
-        """The encoder's weights alone; `context_order` belongs to the parts left out."""
+        """The encoder's weights alone, without `context_order`, which matters to a whole detector only."""
         state = {name: value for name, value in self.state.items() if name.startswith("encoder.")}
         others = [name for name in self.state if name not in state]
         return replace(self, state=state, dropped=self.dropped + others, context_order=None)
 
 
 def read_pretrained(path: str | Path) -> PretrainedWeights:
-    """Read weights of VideoMAE, VideoMAE V2, Hugging Face VideoMAE, a released or one of our own detectors.
+    """Read weights of VideoMAE, VideoMAE V2, Hugging Face VideoMAE, a released EVAD detector or one of ours.
 
     Args:
         path: See `evad.models.weights.reading.read_weights`.
 
     Raises:
-        ValueError: if the names are of none of these programs.
+        ValueError: if the parameter names fit none of these programs.
     """
     file = read_weights(path)
     tensors = {re.sub("^" + _OUTER, "", name): value for name, value in file.tensors.items()}
@@ -158,12 +158,11 @@ def read_pretrained(path: str | Path) -> PretrainedWeights:
         )
     weights = _reader_of(tensors, file)(tensors, file)
     if file.ignored:
-        weights.notes.append(f"beside the weights the file holds {', '.join(file.ignored)}: not used")
+        weights.notes.append(f"entries of the file that are not used: {', '.join(file.ignored)}")
     return weights
 
 
 def _reader_of(tensors: dict[str, Tensor], file: WeightFile) -> Callable[[dict, WeightFile], PretrainedWeights]:
-    """The reader of the program whose names these are."""
     marks: list[tuple[str, Callable[[dict, WeightFile], PretrainedWeights]]] = [
         (r"det_head\.", _from_released_evad),
         (r"(localization|classification)\.", _from_ours),
@@ -176,23 +175,20 @@ def _reader_of(tensors: dict[str, Tensor], file: WeightFile) -> Callable[[dict, 
         if any(re.match(pattern, name) for name in tensors):
             return reader
     raise ValueError(
-        f"{file.path}: the names ({', '.join(list(tensors)[:3])}, ...) are neither of VideoMAE, nor of its Hugging "
-        "Face version, nor of a released EVAD detector, nor of ours"
+        f"{file.path}: the names ({', '.join(list(tensors)[:3])}, ...) fit neither VideoMAE, its Hugging Face "
+        "version, a released EVAD detector nor one of ours"
     )
 
 
 def _from_released_evad(tensors: dict[str, Tensor], file: WeightFile) -> PretrainedWeights:
     weights = PretrainedWeights(file.path, "released EVAD", context_order="score")
+    weights.dropped = [name for name in tensors if name in _RELEASED_CONSTANTS]
     for name, value in tensors.items():
-        if name in _RELEASED_CONSTANTS:
-            weights.dropped.append(name)
-            continue
         try:
-            ((ours, renamed),) = rename_released_evad({name: value}).items()
+            for ours, renamed in rename_released_evad({name: value}).items():
+                weights.add(name, ours, renamed)
         except KeyError:
             weights.unexpected.append(name)
-        else:
-            weights.add(name, ours, renamed)
     return weights
 
 
@@ -203,7 +199,7 @@ def _from_ours(tensors: dict[str, Tensor], file: WeightFile) -> PretrainedWeight
     for name, value in tensors.items():
         if re.match(_OUR_PARTS, name):
             weights.add(name, name, value)
-        else:  # of the training program: the criterion's constants
+        else:  # the criterion's constants
             weights.dropped.append(name)
     return weights
 
@@ -221,7 +217,7 @@ def _from_hugging_face(tensors: dict[str, Tensor], file: WeightFile) -> Pretrain
 
 
 def _add_backbone(weights: PretrainedWeights, tensors: dict[str, Tensor], rules: list[tuple[str, str]]) -> None:
-    """Rename a backbone and bring queries, keys, values and positions into our form."""
+    """Add a backbone's tensors under our names, with attention and positions in our layout."""
     for name, value in tensors.items():
         bare = re.sub("^" + _INNER, "", name)
         if re.match(_DROPPED, bare):
@@ -234,15 +230,15 @@ def _add_backbone(weights: PretrainedWeights, tensors: dict[str, Tensor], rules:
     pooled = [name for name in weights.dropped if "fc_norm." in name]
     if pooled and "encoder.norm.weight" not in weights.state:
         weights.notes.append(
-            "fc_norm normalises the mean of all tokens, not tokens: it is dropped and the encoder's final norm keeps "
-            "its initial values, as in the released EVAD"
+            "fc_norm normalises the mean of all tokens instead of each token: it is dropped and the encoder's final "
+            "norm keeps its initial values, as in the released EVAD"
         )
 
 
 def _pack_attention(weights: PretrainedWeights) -> None:
-    """Separate queries, keys and values -> the packed matrix; a packed bias -> q_bias and v_bias.
+    """Pack separate query, key and value matrices into one; split a packed bias into q_bias and v_bias.
 
-    A bias on keys adds the same number to all scores of a query, which softmax ignores: dropping it is exact.
+    A bias on keys is dropped. It adds the same number to all scores of a query, which softmax ignores.
     """
     state = weights.state
     blocks = sorted({match[1] for name in state if (match := re.match(r"(encoder\.blocks\.\d+\.attn\.)", name))})
@@ -260,11 +256,11 @@ def _pack_attention(weights: PretrainedWeights) -> None:
                 key_biases.append(name)
     weights.dropped += key_biases
     if key_biases:
-        weights.notes.append("biases on keys are dropped: softmax ignores a number added to all scores of a query")
+        weights.notes.append("biases on keys are dropped: softmax ignores them")
 
 
 def _first_match(rules: list[tuple[str, str]], name: str) -> str | None:
-    """`name` rewritten by the first rule that matches its start; None if there is none."""
+    """`name` rewritten by the first rule that matches its start; None if no rule matches."""
     for pattern, replacement in rules:
         if re.match(pattern, name):
             return re.sub("^" + pattern, replacement, name)

@@ -1,4 +1,4 @@
-"""Start a detector from pretrained weights, and report what was done with each of them."""
+"""Load pretrained weights into a detector, and report what was done with each parameter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from evad.models.evad import EVAD
 from evad.models.positions import GridPositions, resize_table, sine_cosine_table
 from evad.models.weights.importers import TABLE, PretrainedWeights, read_pretrained
 
-# Below this share of matched encoder parameters the file is of another architecture.
+# With a smaller share of matching encoder parameters, the file is considered another architecture.
 REQUIRED_SHARE = 0.95
 InitPart = Literal["model", "encoder"]
 # A fixed table may have been stored in half precision.
@@ -25,21 +25,21 @@ _TABLE_TOLERANCE = 1e-3
 
 @dataclass
 class Report:
-    """What was done with the weights of a file.
+    """Report on the weights loaded from a file.
 
     Attributes:
         path: File or folder.
-        layout: Which program's weights these are, in words.
-        loaded: Parameters of the model that now hold the file's values.
-        missing: Parameters that the file does not have; they keep their initial values.
+        layout: Program that the weights come from, such as `VideoMAE`.
+        loaded: Parameters of the model loaded from the file.
+        missing: Parameters of the model that the file does not have; they keep their initial values.
         unexpected: Names in the file that the model does not have.
-        reshaped: `name (theirs) instead of (ours)`: parameters of another shape in the file, such as action heads of
-            another number of classes; they keep their initial values.
-        dropped: Names in the file left out on purpose.
-        notes: What else happened, in sentences.
-        encoder_loaded: How many of `loaded` belong to the encoder.
-        encoder_total: How many parameters the encoder has.
-        context_order: Order the weights were trained with, which the model now uses; None: it keeps its own.
+        reshaped: `name (theirs) instead of (ours)`: parameters with a different shape in the file, such as action heads
+            for a different number of classes; they keep their initial values.
+        dropped: Names in the file that were left out on purpose.
+        notes: Remarks for the log.
+        encoder_loaded: Number of the encoder's parameters among `loaded`.
+        encoder_total: Number of the encoder's parameters.
+        context_order: Order the weights were trained with, which the model now uses; None if it was not changed.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class Report:
     context_order: ContextOrder | None = None
 
     def summary(self) -> str:
-        """A few lines for the log; long lists below one prefix are counted instead of listed."""
+        """A few lines for the log; many names with the same prefix are replaced by their number."""
         total = len(self.loaded) + len(self.missing) + len(self.reshaped)
         lines = [
             f"{self.path} ({self.layout}): {self.encoder_loaded} of {self.encoder_total} encoder parameters, "
@@ -73,7 +73,7 @@ class Report:
 
 @dataclass
 class Differences:
-    """Names and shapes by which a state dict and a model differ.
+    """Differences in names and shapes between a state dict and a model.
 
     Attributes:
         missing: In the model only.
@@ -90,7 +90,7 @@ class Differences:
 
 
 def compare(model: nn.Module, state: dict[str, Tensor]) -> Differences:
-    """How a state dict differs from what `model` needs; a stored position table is never unexpected."""
+    """Compare a state dict with `model`; a stored position table never counts as unexpected."""
     ours = model.state_dict()
     for name, module in model.named_modules():
         if isinstance(module, GridPositions) and f"{name}.table" in state:
@@ -107,17 +107,17 @@ def compare(model: nn.Module, state: dict[str, Tensor]) -> Differences:
 
 
 def load_pretrained(model: EVAD, path: str | Path, part: InitPart = "model") -> Report:
-    """Start `model` from pretrained weights: of an encoder alone, or of a whole detector.
+    """Load pretrained weights of an encoder or of a whole detector into `model`.
 
     Args:
-        model: Detector whose weights are replaced; what the file does not have keeps its value.
+        model: Detector to load into; parameters that the file does not have keep their values.
         path: Weights of VideoMAE, VideoMAE V2, Hugging Face VideoMAE, a released EVAD detector or one of ours, see
             `evad.models.weights.reading.read_weights`.
-        part: `encoder` takes a detector's encoder alone, as if it were pretrained on another task.
+        part: `encoder` loads only the encoder, even from a detector's weights.
 
     Raises:
-        FileNotFoundError: if there are no weights.
-        ValueError: if the file would run code, is damaged, or is of another architecture, or `part` is unknown.
+        FileNotFoundError: if `path` has no weights.
+        ValueError: if the file would run code, is damaged, has another architecture, or `part` is unknown.
     """
     if part not in get_args(InitPart):
         raise ValueError(f"init_part={part}: choose one of {', '.join(get_args(InitPart))}")
@@ -126,7 +126,7 @@ def load_pretrained(model: EVAD, path: str | Path, part: InitPart = "model") -> 
 
 
 def initialise(model: EVAD, weights: PretrainedWeights) -> Report:
-    """As `load_pretrained`, from weights already read."""
+    """Load weights that were already read into `model`, like `load_pretrained`."""
     state = dict(weights.state)
     table = state.pop(TABLE, None)
     report = Report(weights.path, weights.layout, dropped=list(weights.dropped), notes=list(weights.notes))
@@ -146,7 +146,7 @@ def initialise(model: EVAD, weights: PretrainedWeights) -> Report:
         model.encoder.set_context_order(weights.context_order)
         report.context_order = weights.context_order
         report.notes.append(
-            f"trained with kept tokens written back in {weights.context_order} order, as the model does now"
+            f"the model now uses context_order={weights.context_order}, with which these weights were trained"
         )
     return report
 
@@ -156,10 +156,10 @@ def _encoder_names(model: EVAD) -> list[str]:
 
 
 def _check_architecture(model: EVAD, weights: PretrainedWeights, differences: Differences) -> None:
-    """Refuse an encoder that would not compute what it was trained for.
+    """Check that the model's encoder computes the function its weights were trained for.
 
     Raises:
-        ValueError: naming the first difference that matters and its remedy.
+        ValueError: if it does not; the message gives the first difference and its remedy.
     """
     _check_patch_embedding(model, weights)
     names = _encoder_names(model)
@@ -170,14 +170,14 @@ def _check_architecture(model: EVAD, weights: PretrainedWeights, differences: Di
         raise ValueError(
             f"{weights.path} ({weights.layout}): only {len(matched)} of {len(names)} encoder parameters match, at "
             f"least {REQUIRED_SHARE:.0%} must; {len(missing)} are missing ({_first(missing)}), {len(reshaped)} have "
-            f"another shape ({_first(reshaped)}). Choose the model= of these weights"
+            f"another shape ({_first(reshaped)}). Set model= to the architecture of these weights"
         )
     foreign = [name for name in differences.unexpected if name.startswith("encoder.blocks.")]
     if foreign:
         what = "layer scale, which " if any(".gamma_" in name for name in foreign) else "parameters that "
         raise ValueError(
             f"{weights.path} ({weights.layout}): its blocks have {what}this encoder does not have "
-            f"({len(foreign)}: {_first(foreign)}), and without them would compute something else. Use weights of a "
+            f"({len(foreign)}: {_first(foreign)}), and without them would give other results. Use weights of a "
             "plain ViT of the depth of model="
         )
     block: Any = model.encoder.blocks[0]
@@ -202,18 +202,17 @@ def _check_patch_embedding(model: EVAD, weights: PretrainedWeights) -> None:
 
 
 def _use_table(positions: GridPositions, table: Tensor, path: Path) -> str:
-    """Give the encoder the codes its weights were trained with.
+    """Use the position codes that the encoder was trained with.
 
-    The fixed sine-cosine table of our grid is a constant of the model and dropped. Any other table is used: learned
-    codes, or those of another grid, which number their cells differently and so are not a resized version of ours.
-    Slices are resized one by one to the base grid; they are assumed to be square unless the table has our number of
-    cells.
+    The fixed sine-cosine table of our grid is dropped, because the model computes it. Any other table is used: learned
+    codes, or the codes of another grid. Each slice is resized to the base grid; slices are assumed to be square unless
+    the table has our number of cells.
 
     Returns:
-        What was done, in a sentence.
+        A sentence for the report.
 
     Raises:
-        ValueError: if the table has another width, or is not T' square slices.
+        ValueError: if the table has another width, or cannot be divided into T' square slices.
     """
     slices, height, width = positions.base_grid
     dim = positions.table.shape[1]
@@ -224,19 +223,19 @@ def _use_table(positions: GridPositions, table: Tensor, path: Path) -> str:
     if table.shape == positions.table.shape:
         fixed = sine_cosine_table(cells, dim).to(table)
         if torch.allclose(table, fixed, rtol=0, atol=_TABLE_TOLERANCE):
-            return "its position table is the fixed sine-cosine one, which the model computes itself: dropped"
+            return "its position table was dropped: the model computes the same fixed sine-cosine table"
         positions.replace(table)
-        return "its position table is not the fixed one: used, and saved with the model from now on"
+        return "its position table is used and saved with the model: it differs from the sine-cosine table"
     side = math.isqrt(cells // slices)
     if slices * side * side != cells:
         raise ValueError(
             f"{path}: position table of {cells} cells is not {slices} square slices; clips of another number of frames "
-            "or class tokens are not supported: set model.num_frames to that of the weights"
+            "or class tokens are not supported: set model.num_frames to the frames these weights were trained with"
         )
     positions.replace(resize_table(table, (slices, side, side), (height, width)))
     return (
-        f"its position table of {slices} x {side} x {side} cells was resized to {slices} x {height} x {width}: used, "
-        "and saved with the model from now on"
+        f"its position table of {slices} x {side} x {side} cells was resized to {slices} x {height} x {width}; "
+        "it is used and saved with the model"
     )
 
 

@@ -1,4 +1,4 @@
-"""Weight files of any program, read without running code from them."""
+"""Reads weight files of any program without running code from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-# Where training programs put the state dict inside what they save, outermost first where two of them occur.
+# Keys under which training programs save the state dict; if several occur, the outermost is first.
 _WRAPPERS = ("model_state", "state_dict", "model", "module")
 _FOLDER_FILES = (
     "model.safetensors",
@@ -24,7 +24,7 @@ _FOLDER_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# Plain data that training programs save beside the weights: command line arguments and NumPy numbers.
+# Plain data that training programs save with the weights: command line arguments and NumPy numbers.
 _PLAIN_CLASSES: list[Any] = [
     argparse.Namespace,
     np.dtype,
@@ -34,7 +34,7 @@ _PLAIN_CLASSES: list[Any] = [
 
 
 class RefusedWeightsError(ValueError):
-    """A file asks for more than tensors and plain values, so that reading it could run code."""
+    """A file contains more than tensors and plain values, so that reading it could run code."""
 
 
 @dataclass
@@ -44,8 +44,8 @@ class WeightFile:
     Attributes:
         path: File or folder.
         tensors: The state dict, under the file's own names.
-        metadata: Metadata of a safetensors file.
-        config: `config.json` beside the weights (Hugging Face); empty if there is none.
+        metadata: Metadata of a safetensors file; empty for other files.
+        config: Content of `config.json` in the same folder (Hugging Face); empty if there is none.
         ignored: Names of everything else in the file: optimizer, epoch, arguments, ...
     """
 
@@ -65,7 +65,7 @@ def read_weights(path: str | Path) -> WeightFile:
 
     Raises:
         FileNotFoundError: if there is no such file, or no weights in the folder.
-        RefusedWeightsError: if reading would call something; nothing was run.
+        RefusedWeightsError: if reading would run code; none was run.
         ValueError: if the file is damaged or holds no tensors.
     """
     path = Path(path)
@@ -84,7 +84,6 @@ def read_weights(path: str | Path) -> WeightFile:
 
 
 def _read_folder(folder: Path) -> WeightFile:
-    """Weights of a Hugging Face folder, in one file or several."""
     found = next((folder / name for name in _FOLDER_FILES if (folder / name).is_file()), None)
     if found is None:
         raise FileNotFoundError(f"no weights in the folder {folder}: expected one of {', '.join(_FOLDER_FILES)}")
@@ -103,17 +102,17 @@ def _read_folder(folder: Path) -> WeightFile:
 def _read_safetensors(path: Path) -> WeightFile:
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             return WeightFile(path, tensors, metadata=file.metadata() or {})
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 
 def _read_pickle(path: Path) -> WeightFile:
     try:
         with torch.serialization.safe_globals(_PLAIN_CLASSES):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can fail in any operation it asks for
+    except Exception as error:  # a damaged pickle can raise any exception
         named = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if named:
             raise RefusedWeightsError(
@@ -121,12 +120,11 @@ def _read_pickle(path: Path) -> WeightFile:
                 "and plain values; nothing was run. If you trust the file, save its bare state dict again"
             ) from None
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{path} is damaged or no weight file: {reason[-1].strip()}") from error
+        raise ValueError(f"{path} is damaged or not a weight file: {reason[-1].strip()}") from error
     return _unwrap(path, content)
 
 
 def _unwrap(path: Path, content: Any) -> WeightFile:
-    """The state dict inside what a training program saved."""
     ignored: list[str] = []
     while isinstance(content, Mapping):
         wrapper = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
@@ -138,7 +136,7 @@ def _unwrap(path: Path, content: Any) -> WeightFile:
     tensors = {str(name): value for name, value in entries.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(
-            f"{path} holds no weights: neither at its top nor below {', '.join(_WRAPPERS)} is a dictionary of tensors "
+            f"{path} holds no weights: no dictionary of tensors at its top or below {', '.join(_WRAPPERS)} "
             f"(found {', '.join(map(str, list(entries)[:8])) or type(content).__name__})"
         )
     return WeightFile(path, tensors, ignored=ignored + [str(name) for name in entries if name not in tensors])
