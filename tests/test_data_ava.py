@@ -123,7 +123,7 @@ def test_repeated_lines_count_once_and_are_reported(annotations):
     (keyframe,) = read(path)
     assert keyframe.labels.sum() == 1
     assert "line 2: video v, 902" in found(path)["duplicate-line"]
-    assert "repeats another one and counts once; remove it (1 more like it)" in found(path)["duplicate-line"]
+    assert "repeats another line and is used once; remove it (1 more like it)" in found(path)["duplicate-line"]
 
 
 def test_boxes_without_area_stay_and_are_reported(annotations):

@@ -68,7 +68,7 @@ def test_validation_alone_needs_no_training_file(root):
     (root / "annotations/ava_train_v2.2.csv").unlink()
     data = ready(root, "validate")
     assert len(data.val_dataset) == 1
-    with pytest.raises(RuntimeError, match=r"the train set is not there yet; call setup\('fit'\)"):
+    with pytest.raises(RuntimeError, match=r"the train set is not available yet; call setup\('fit'\)"):
         data.train_dataset  # noqa: B018
 
 
