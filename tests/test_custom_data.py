@@ -252,7 +252,7 @@ def test_frame_pattern_that_matches_nothing_says_what_is_there(tmp_path):
         ready(tmp_path, frame_pattern="{video}/img_%05d.jpg")
     text = str(error.value)
     assert f"are not in {tmp_path}/frames: no file matches data.frame_pattern '{{video}}/img_%05d.jpg'" in text
-    assert f"here {tmp_path}/frames/a/img_%05d.jpg (its folder has" in text
+    assert f"expected {tmp_path}/frames/a/img_%05d.jpg (its folder has" in text
     assert "(its folder has frame_001.png, frame_002.png, frame_003.png, ...)" in text
     with pytest.raises(ValueError, match=r"1 of 5 annotated videos \(e\) .*frames/e/frame_%d.png \(no such folder\)"):
         ready(tmp_path, frame_pattern="{video}/frame_%d.png")

@@ -253,7 +253,7 @@ def test_folder_without_pixels_is_an_error(root):
 
 
 def test_label_map_beyond_the_outputs_is_an_error(root):
-    with pytest.raises(ValueError, match=r"has ids \[3\] beyond num_classes 2; raise num_classes"):
+    with pytest.raises(ValueError, match=r"has ids \[3\] beyond num_classes 2; raise it"):
         ready(root, num_classes=2)
 
 

@@ -137,7 +137,7 @@ def _read_checked(path: Path, layout: Layout) -> pd.DataFrame:
 
 
 def _values(name: str, texts: np.ndarray, layout: Layout) -> tuple[list[object], list[str]]:
-    """Convert the texts of a column to its type; also returns a problem for each text, empty if it is valid."""
+    """Convert the texts of a column to its type; also returns an error text for each, empty if the text is valid."""
     kind = layout.columns[name]
     values: list[object] = []
     problems = []

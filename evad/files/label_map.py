@@ -21,9 +21,6 @@ def read_label_map(path: str | Path) -> dict[int, str]:
     - plain text, an id and a name per line: `3 run`, `3: run` or `3,run`;
     - plain text, one name per line; ids start at 1, as in AVA.
 
-    Args:
-        path: The label map file, UTF-8.
-
     Returns:
         {id: name} in ascending order, at least one entry.
 
@@ -37,18 +34,12 @@ def read_label_map(path: str | Path) -> dict[int, str]:
     lines: dict[str, int] = {}
     for line, label_id, name in read(path, text):
         if label_id in names:
-            raise ValueError(
-                f"{path}, line {line}: id {label_id} is already {names[label_id]!r}; give each class a different id"
-            )
+            raise ValueError(f"{path}, line {line}: id {label_id} is already {names[label_id]!r}; use a different id")
         if name in lines:
-            raise ValueError(
-                f"{path}, line {line}: {name!r} is already in line {lines[name]}; give each class a different name"
-            )
+            raise ValueError(f"{path}, line {line}: {name!r} is already in line {lines[name]}; use a different name")
         names[label_id], lines[name] = name, line
     if not names:
-        raise ValueError(
-            f"{path}: no class found; expected `item {{ name: ... id: ... }}` blocks or one class per line"
-        )
+        raise ValueError(f"{path}: no class found; expected blocks `item {{ name: ... id: ... }}` or a class per line")
     return dict(sorted(names.items()))
 
 
@@ -63,15 +54,11 @@ def _protobuf_entries(path: Path, text: str) -> Iterator[tuple[int, int, str]]:
             continue
         block = _BLOCK.match(text, position)
         if block is None:
-            raise ValueError(
-                f"{path}, line {line}: {rest.splitlines()[0]!r} is not the start of an item or label block"
-            )
+            raise ValueError(f"{path}, line {line}: {rest.splitlines()[0]!r} does not start an item or label block")
         fields, position = _block_fields(path, text, block.end())
         label_id = fields.get("id", fields.get("label_id"))
         if label_id is None or not label_id.isdecimal():
-            raise ValueError(
-                f"{path}, line {line}: the block has id {label_id!r}; expected `id: <number>` or `label_id: <number>`"
-            )
+            raise ValueError(f"{path}, line {line}: the block has id {label_id!r}; expected `id: <number>`")
         if not fields.get("name"):
             raise ValueError(f"{path}, line {line}: the block with id {label_id} has no name")
         yield line, int(label_id), fields["name"]
@@ -102,7 +89,5 @@ def _plain_entries(path: Path, text: str) -> Iterator[tuple[int, int, str]]:
         return
     for (number, line), match in zip(lines, numbered, strict=True):
         if match is None:
-            raise ValueError(
-                f"{path}, line {number}: {line!r} has no id but other lines do; write `<id> <name>` in every line"
-            )
+            raise ValueError(f"{path}, line {number}: {line!r} has no id but other lines do; give all lines an id")
         yield number, int(match["id"]), match["name"]

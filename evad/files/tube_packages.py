@@ -125,7 +125,7 @@ def _class_number(where: str, number: object, num_classes: int) -> int:
     except (TypeError, ValueError):
         value = -1
     if not 0 <= value < num_classes:
-        raise ValueError(f"{where}: unknown class {number!r}; the file names {num_classes} classes, from 0")
+        raise ValueError(f"{where}: unknown class {number!r}; the file names {num_classes} classes, numbered from 0")
     return value
 
 
@@ -141,13 +141,13 @@ def _tube(where: str, label: int, rows: Any, nframes: int) -> Tube:
         raise ValueError(f"{where}: a tube has values that are not finite")
     frames = values[:, 0]
     if frames[0] != np.floor(frames[0]) or (np.diff(frames) != 1).any():
-        raise ValueError(f"{where}: a tube's frame numbers do not count up by one: {frames[:5].tolist()} ...; split it")
+        raise ValueError(f"{where}: a tube's frame numbers must increase by one, got {frames[:5].tolist()} ...")
     if frames[0] < 1 or frames[-1] > nframes:
         raise ValueError(f"{where}: a tube spans frames {frames[0]:g} to {frames[-1]:g}, not within 1 to {nframes}")
     inverted = np.flatnonzero((values[:, 1:3] > values[:, 3:]).any(axis=1))
     if len(inverted):
         frame, *box = values[inverted[0]].tolist()
-        raise ValueError(f"{where}, frame {frame:g}: the box {box} ends before it starts; expected x1, y1, x2, y2")
+        raise ValueError(f"{where}, frame {frame:g}: the box {box} is inverted; expected x1, y1, x2, y2")
     return Tube(label, int(frames[0]), values[:, 1:])
 
 
@@ -174,9 +174,7 @@ def _from_pyannot(
     known = set(content)
     missing = [video for video in listed if video not in known]
     if len(missing) == len(listed):
-        raise ValueError(
-            f"{path} has none of the {len(listed)} listed test videos; is it the list of another data set?"
-        )
+        raise ValueError(f"{path} has none of the {len(listed)} listed test videos; choose the list of this data set")
     if missing:
         warnings.warn(
             f"{path} has no annotations of {len(missing)} of {len(listed)} listed test videos (first: {missing[0]})",
@@ -197,7 +195,7 @@ def _class_names(path: Path, content: Mapping[str, Any]) -> list[str]:
         if names.setdefault(int(entry["label"]), name) != name:
             raise ValueError(f"{path}, video {video}: class {entry['label']} is already {names[int(entry['label'])]}")
     if sorted(names) != list(range(len(names))):
-        raise ValueError(f"{path}: class numbers {sorted(names)} do not count from 0 without a gap")
+        raise ValueError(f"{path}: class numbers must be 0, 1, 2, ... without a gap, got {sorted(names)}")
     return [names[number] for number in range(len(names))]
 
 
@@ -207,11 +205,10 @@ def _tube_of_span(where: str, tube: Any, num_classes: int, nframes: int) -> Tube
         raise ValueError(f"{where}: expected annotations with label, sf, ef and boxes")
     # Convert first: the sum of 8-bit corners and sizes would overflow at 256.
     boxes = np.asarray(tube["boxes"], dtype=np.float64)
-    if boxes.ndim != 2 or boxes.shape != (int(tube["ef"]) - int(tube["sf"]), 4):
-        raise ValueError(
-            f"{where}: boxes of shape {boxes.shape} for frames {tube['sf']} to {tube['ef']}, expected (ef - sf, 4)"
-        )
-    frames = np.arange(int(tube["sf"]), int(tube["ef"])) + 1
+    start, end = int(tube["sf"]), int(tube["ef"])
+    if boxes.shape != (end - start, 4):
+        raise ValueError(f"{where}: boxes of shape {boxes.shape} for frames {start} to {end}, expected (ef - sf, 4)")
+    frames = np.arange(start, end) + 1
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - 1], axis=1)
     label = _class_number(where, tube["label"], num_classes)
     return _tube(where, label, np.column_stack([frames, corners]), nframes)

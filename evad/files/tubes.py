@@ -61,7 +61,6 @@ def write_tubes(annotations: TubeAnnotations, path: str | Path) -> None:
     """Write annotations as JSON or Parquet; `read_tubes` is the inverse.
 
     Args:
-        annotations: The data set.
         path: .json (the dictionary layout, class numbers as text) or .parquet (a row per box: video, label, tube,
             frame, x1, y1, x2, y2; everything else as JSON in the schema's metadata under `evad`).
 

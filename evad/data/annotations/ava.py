@@ -38,7 +38,6 @@ def scan_ava(
     """Read all lines of AVA's annotation files; a finding counts the lines that the settings leave out.
 
     Args:
-        files: Annotation csv files by split.
         class_ids: Allowed action ids; AVA: 1 to 80.
         names: Names of the evaluated classes by action id.
         first_second: The second at which the video files or extracted frames begin (AVA: 900; full movies: 0).

@@ -57,7 +57,7 @@ def find_class_ids(labels: pd.Series, classes: Mapping[int, str]) -> pd.Series:
 
 
 def whole_number(text: str) -> int | None:
-    """The whole number that a text such as `3` or `3.0` spells; None if it spells none."""
+    """Convert a text such as `3` or `3.0` to a whole number; None if it is something else."""
     try:
         value = float(text)
     except ValueError:

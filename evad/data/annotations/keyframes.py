@@ -59,7 +59,7 @@ class Clock:
         since = np.asarray(time, dtype=np.float64) - self.first
         if self.unit == "seconds" and self.ticks_per_second is not None:
             return since * self.ticks_per_second  # does not depend on the file's frame rate
-        assert video is not None, "converting frames of the file requires the file"
+        assert video is not None, "times in frames can be converted only with the video"
         if self.ticks_per_second is None:
             return self.frame(time, video)
         if video.times is None:
@@ -91,12 +91,9 @@ class Annotations:
     Attributes:
         rows: `AnnotationTable.rows` with `split` (train, val, or the unknown text in the file) and `class_id`.
         classes: Class names by id, ascending; the columns of the model's output are in this order.
-        evaluated: Ids of the classes that are evaluated.
-        boxes: Unit of the boxes.
         clock: Meaning of the `time` column.
         given_classes: True if a label file lists the classes, False if they were collected from the annotated labels.
         overhang: Severity of a box that reaches over the frame's edge: `warning` if it is cut off, else `error`.
-        findings: What was found while reading.
     """
 
     rows: pd.DataFrame
@@ -125,9 +122,7 @@ def join_tables(train: AnnotationTable, val: AnnotationTable | None, val_fractio
 
     Args:
         train: All annotations, or the training annotations if there is a second table.
-        val: Validation annotations.
         val_fraction: Share of the videos drawn for validation; each split gets at least one video.
-        seed: Seed of the random draw.
 
     Raises:
         ValueError: The tables have different units of time, or the videos cannot be divided.
@@ -167,8 +162,6 @@ def make_keyframes(
     are slices of a few large arrays.
 
     Args:
-        annotations: Annotations without errors.
-        split: train or val.
         infos: Facts about the videos of the split; may be None if boxes are fractions and times are seconds.
         class_columns: Class id of each column of `Keyframe.labels`.
     """

@@ -66,7 +66,6 @@ class ProposalFiles:
         """Add proposals to the keyframes of a split; without files they stay unchanged.
 
         Args:
-            split: train or val.
             keyframes: Keyframes whose timestamps are seconds.
             find: Turns the name of a file into its path.
 
@@ -103,7 +102,6 @@ def with_annotated(keyframe: Keyframe, detected: np.ndarray, match_iou: float, l
     """Give a training keyframe its annotated boxes, with score 1, and the matching detected boxes as proposals.
 
     Args:
-        keyframe: Keyframe without proposals.
         detected: (m, 5) boxes as fractions, score.
         match_iou: Smallest IoU with an annotated box at which a detected box is used.
         left_out: Number of unused boxes by reason; updated in place.
@@ -157,9 +155,7 @@ def boxes_by_frame(rows: pd.DataFrame) -> dict[tuple[str, float], np.ndarray]:
 
 def _report(path: Path, keyframes: Sequence[Keyframe], left_out: Counter[str]) -> None:
     counts = [len(keyframe.proposals) for keyframe in keyframes if keyframe.proposals is not None]
-    logger.info(
-        "%s: %d proposals of %d keyframes, annotated boxes included in training", path, sum(counts), len(counts)
-    )
+    logger.info("%s: %d proposals of %d keyframes, with annotated boxes in training", path, sum(counts), len(counts))
     for reason, count in left_out.items():
         if count:
             logger.info("%s: %d detected boxes are left out: %s", path, count, reason)

@@ -67,10 +67,10 @@ def _box_order(annotations: Annotations) -> list[Finding]:
     message, remedy, kind = "the box is inverted (x2 < x1 or y2 < y1)", "write x1 <= x2 and y1 <= y2", "box-inverted"
     systematic = inverted.sum() >= 3 and inverted.mean() > 0.2
     if systematic and pairs:
-        message = f"{message}, but read as x1, x2, y1, y2 every box is sound"
+        message = f"{message}, but all boxes are sound if read as x1, x2, y1, y2"
         remedy, kind = "write the corners as x1, y1, x2, y2", "box-column-order"
     elif systematic and sizes:
-        message = f"{message}, but read as x, y, width, height every box is sound"
+        message = f"{message}, but all boxes are sound if read as x, y, width, height"
         remedy, kind = "write x2 = x + width and y2 = y + height", "box-width-height"
     return row_finding(people, inverted, kind, "error", message, remedy)
 
@@ -135,11 +135,11 @@ def _labels(annotations: Annotations) -> list[Finding]:
     if set(texts) == {str(first - 1)}:
         kind, message = (
             f"labels-from-{first - 1}",
-            f"labels count from {first - 1}, the label list ({span}) from {first}",
+            f"labels start at {first - 1}, but the label list ({span}) starts at {first}",
         )
         remedy = f"add 1 to every label, or number the classes from {first - 1} in the label list"
     elif first == 0 and set(texts) == {str(last + 1)} and 0 not in numbers:
-        kind, message = "labels-from-1", f"labels count from 1, the label list ({span}) from 0"
+        kind, message = "labels-from-1", f"labels start at 1, but the label list ({span}) starts at 0"
         remedy = "subtract 1 from every label, or number the classes from 1 in the label list"
     elif close := _closest(texts, list(classes.values())):
         remedy = f"{remedy}; did you mean {close}?"
@@ -155,7 +155,7 @@ def _shifted(annotations: Annotations) -> list[Finding]:
     numeric = all(text.isdecimal() for text in annotations.people["label"].unique())
     if not numeric or first != 1 or last in present or len(present) < len(annotations.classes) - 2:
         return []
-    message = f"no line has label {last} ({annotations.classes[last]!r}), the last one; ids may count from 0"
+    message = f"no line has label {last} ({annotations.classes[last]!r}), the last one; ids may start at 0"
     return [Finding("labels-from-0", "warning", message, "compare the labels with the pictures in examples.png")]
 
 

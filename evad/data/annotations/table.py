@@ -67,7 +67,6 @@ def read_table(path: str | Path, ava_widths: tuple[int, ...] | None = None) -> A
     """Read every line of an annotation file.
 
     Args:
-        path: The file.
         ava_widths: Allowed numbers of columns, if the file has AVA's layout; None: decide by the first line.
 
     Raises:

@@ -24,9 +24,7 @@ def tube_keyframes(
     reach outside the frame are clipped, boxes completely outside are left out, and warnings report how many.
 
     Args:
-        annotations: The data set.
         split: Number of the split, from 1.
-        subset: Part of the split.
         every_frame: Also turn frames without annotation into keyframes, without boxes. Evaluation needs them:
             detections there are false positives, and tubes are linked through them.
 

@@ -24,7 +24,7 @@ READ_ERRORS = (VideoError, OSError, ValueError, IndexError)
 AVA_FRAMES, AVA_FPS = 27_030, 30
 """Frames of AVA's 15-minute cuts, extracted at 30 per second."""
 
-_MANY = 50  # videos; a progress bar is shown if there are as many or more
+_MANY = 50  # smallest number of videos with a progress bar
 
 
 def probe(open_reader: OpenReader, videos: Sequence[str]) -> tuple[dict[str, VideoInfo], list[Finding]]:
@@ -54,9 +54,8 @@ def missing_videos(split: str, videos: Sequence[str], source: ReaderSource) -> l
     missing = source.missing(videos)
     if not missing:
         return []
-    message = (
-        f"{len(missing)} of {len(videos)} {split} videos ({listed(missing)}) are not in {source.where(missing[0])}"
-    )
+    where = source.where(missing[0])
+    message = f"{len(missing)} of {len(videos)} {split} videos ({listed(missing)}) are not in {where}"
     remedy = "add them, correct their names, or remove their lines from the annotations"
     return [Finding("video-missing", "error", message, remedy, len(missing))]
 
@@ -155,10 +154,6 @@ def frame_count_findings(infos: Mapping[str, VideoInfo]) -> list[Finding]:
     ]
     if not far:
         return []
-    message = (
-        f"{len(far)} of {len(infos)} videos are not {AVA_FRAMES} frames long at {AVA_FPS} per second, as AVA's cuts are"
-    )
-    remedy = (
-        "cut them from second 900 to 1801 and extract 30 frames per second, else annotations do not match the frames"
-    )
+    message = f"{len(far)} of {len(infos)} videos do not have the {AVA_FRAMES} frames at {AVA_FPS}/s of AVA's cuts"
+    remedy = "cut them from second 900 to 1801 and extract 30 frames per second, so that annotations match the frames"
     return [Finding("frame-count", "warning", message, remedy, len(far), tuple(far[:MAX_EXAMPLES]))]

@@ -27,8 +27,6 @@ class VideoJob:
     """A video to read.
 
     Attributes:
-        split: train or val.
-        video: Name of the video.
         times: (n,) float64, distinct annotated times.
         boxes: For each time, the (m, 4) annotated boxes.
     """
@@ -44,7 +42,6 @@ class VideoReport:
     """Result of a `VideoJob`.
 
     Attributes:
-        job: The job.
         info: Length, rate and size; None if the video could not be opened.
         failure: Why the video could not be read; empty if it was read.
         contrasts: (m, 2), see `picture_contrasts`.
@@ -61,10 +58,7 @@ class VideoCheck(Dataset[VideoReport]):
     """Reads every frame that occurs in a clip of a video, each once and in order.
 
     Attributes:
-        jobs: The videos.
         open_readers: Opens the videos of each split.
-        sampler: Chooses the frames of a clip.
-        clock: Meaning of annotated times.
         pixels: Whether boxes are in pixels (else fractions).
     """
 

@@ -13,7 +13,7 @@ from evad.data.clips.datamodule import ActionDataModule
 from evad.data.video.sources import ReaderSource
 
 ZERO_CAUSES: dict[str, tuple[str, ...]] = {
-    "labels that are not classes, or that count from 0 instead of 1": (
+    "labels that are not classes, or that start at 0 instead of 1": (
         "labels-from-0",
         "labels-from-1",
         "unknown-label",
@@ -98,6 +98,4 @@ def _symptom(detections: int, persons_found: int) -> str:
             "no detected box overlaps an annotated person enough; are the annotated boxes x before y and fractions of "
             "the frame, and the timestamps those of the video?"
         )
-    return (
-        f"{persons_found} persons, but none with the right action; do the action ids count from 1 as in the label map?"
-    )
+    return f"{persons_found} persons, but none with the right action; do the action ids start at 1 as in the label map?"

@@ -46,10 +46,7 @@ class Report:
     """Result of a check.
 
     Attributes:
-        data_set: Folder of the data set.
-        splits: Size of train and val.
         classes: All classes of the label list.
-        findings: Findings of all checks.
     """
 
     data_set: str

@@ -34,11 +34,9 @@ class AVADataModule(ActionDataModule):
     - `videos/<video>.mp4` (or .mkv, .webm, .avi, .mov), at any frame rate.
 
     Args:
-        root: Folder of the data set.
         sampler: Chooses the frames of a clip; its `annotated_fps` is the clock of keyframe positions.
         version: Replaces `{version}` in the names below.
         train_csv: Training annotations, in `root/annotations` like the other files; several files are read as one.
-        val_csv: Validation annotations.
         excluded_csv: Validation frames to leave out; None keeps all.
         label_map: File with the ids and names of the evaluated classes; None: AVA's file for this version.
         num_classes: Number of outputs of the model, for action ids 1 to `num_classes`; None: the ids of the label map.
@@ -86,24 +84,15 @@ class AVADataModule(ActionDataModule):
     def count_classes(self) -> int:
         return self.num_outputs or len(read_label_map(self.annotation_file(self.label_map)))
 
-    def setup(self, stage: str) -> None:
-        self._read_classes()
-        super().setup(stage)
-
-    def _read_classes(self) -> None:
+    def scan(self, splits: Sequence[Split] = SPLITS) -> Annotations:
+        """All annotations that the settings do not leave out, even with errors."""
         self.class_names = read_label_map(self.annotation_file(self.label_map))
         self.evaluated = sorted(self.class_names)
         self.class_ids = list(range(1, self.num_outputs + 1)) if self.num_outputs else self.evaluated
         self.num_classes = len(self.class_ids)
         beyond = sorted(set(self.evaluated) - set(self.class_ids))
         if beyond:
-            raise ValueError(
-                f"{self.label_map} has ids {beyond[:5]} beyond num_classes {self.num_outputs}; raise num_classes"
-            )
-
-    def scan(self, splits: Sequence[Split] = SPLITS) -> Annotations:
-        """All annotations that the settings do not leave out, even with errors."""
-        self._read_classes()
+            raise ValueError(f"{self.label_map} has ids {beyond[:5]} beyond num_classes {self.num_outputs}; raise it")
         return scan_ava(
             {split: [self.annotation_file(name) for name in self.csv_names[split]] for split in splits},
             self.class_ids,
@@ -119,9 +108,8 @@ class AVADataModule(ActionDataModule):
         findings = line_findings(annotations)
         require_sound(findings)
         self.report(findings)
-        return self.proposals.attach(
-            split, make_keyframes(annotations, split, None, self.class_ids), self.annotation_file
-        )
+        keyframes = make_keyframes(annotations, split, None, self.class_ids)
+        return self.proposals.attach(split, keyframes, self.annotation_file)
 
     def annotation_file(self, name: str) -> Path:
         """Path of a file in `annotations/`, with `{version}` replaced.

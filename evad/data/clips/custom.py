@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING
 
 from evad.data.annotations.classes import derive_classes, find_class_ids, find_label_file
 from evad.data.annotations.findings import Finding, require_sound
-from evad.data.annotations.keyframes import (
-    SPLITS,
-    Annotations,
-    BoxUnit,
-    Clock,
-    Split,
-    join_tables,
-    make_keyframes,
-)
+from evad.data.annotations.keyframes import SPLITS, Annotations, BoxUnit, Clock, Split, join_tables, make_keyframes
 from evad.data.annotations.soundness import annotation_findings
 from evad.data.annotations.table import read_table
 from evad.data.annotations.videos import missing_videos, probe, video_findings
@@ -34,8 +26,8 @@ if TYPE_CHECKING:
 class CustomDataModule(ActionDataModule):
     """Your own data, from these files in `root`.
 
-    - annotations: one table, divided by its `split` column or by `val_fraction`, or one table for training and one for
-      validation; see `evad.data.annotations.table` for the layouts;
+    - one table of annotations, which is divided by its `split` column or by `val_fraction`, or two tables, for training
+      and validation; see `evad.data.annotations.table` for the layouts;
     - a label file, see `evad.data.annotations.classes.find_label_file`; without it, the annotated labels are the
       classes;
     - `videos/<video>.mp4` (or .mkv, .webm, .avi, .mov) at any frame rate, or `frames/<video>/` with images extracted at
@@ -44,7 +36,6 @@ class CustomDataModule(ActionDataModule):
     `setup` raises the errors that `evad.data.check` reports without reading frames.
 
     Args:
-        root: Folder of the data set.
         sampler: Chooses the frames of a clip; its `annotated_fps` is the unit of its stride.
         boxes: Whether boxes are in pixels of the video or fractions of its width and height.
         annotations: Table of all annotations, or of the training annotations; below `root`.
@@ -52,7 +43,6 @@ class CustomDataModule(ActionDataModule):
         labels: Label file in the folder of the annotations; None: look for one.
         first_time: Value of the time (or frame) column at a video's first frame: 0, 1, or 900 for AVA's cuts.
         val_fraction: Share of the videos drawn for validation, if neither a column nor a second table gives the splits.
-        split_seed: Seed of that draw.
         num_classes: Outputs of the model, checked against the number of classes found; None: that number.
         frames_per_second: Rate of extracted frames.
         frame_pattern: Path of a video's images below `root/frames`, such as `{video}/img_%05d.jpg`; None: the images of

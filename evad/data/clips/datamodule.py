@@ -43,7 +43,7 @@ class Loading(TypedDict, total=False):
 
 
 class EpochSampler(DistributedSampler[Clip]):
-    """Shuffles by (seed, epoch), splits over the ranks, and passes the epoch on to the augmentation of the data set.
+    """Shuffles by (seed, epoch), splits over the ranks, and tells the data set the epoch for its augmentation.
 
     Lightning calls `set_epoch` before every epoch, even in a single process.
     """
@@ -61,7 +61,6 @@ class ActionDataModule(LightningDataModule, ABC):
     `setup("fit")` makes `train_dataset` and `val_dataset`; any other stage makes only `val_dataset`.
 
     Args:
-        sampler: Chooses the frames of a clip.
         train_transform: Resizes and augments training clips; by default as in the paper.
         val_transform: Resizes validation clips.
         batch_size: Clips per batch and process.

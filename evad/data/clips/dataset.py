@@ -25,9 +25,6 @@ class ActionDataset(Dataset[Clip]):
     Args:
         keyframes: Keyframe i is the centre of clip i.
         open_reader: Opens a video by name; must be picklable, as every reading process calls it.
-        sampler: Chooses the frames.
-        transform: Resizes, augments and normalises.
-        seed: Seed of the augmentation.
         open_videos: Videos that each reading process keeps open.
     """
 

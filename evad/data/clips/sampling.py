@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from evad.data.video.clock import frame_at, second_at, shown_at
@@ -27,10 +29,11 @@ def clip_indices(center: float, num_frames: int, stride: float, length: int) -> 
     return np.clip(np.floor(instants + 0.5), 0, length - 1).astype(np.int64)
 
 
+@dataclass(frozen=True)
 class ClipSampler:
     """Chooses the frames of a keyframe's clip by time, so that clips span the same time at any frame rate.
 
-    Args:
+    Attributes:
         num_frames: Number of frames of a clip, T.
         frame_stride: Distance between two frames of a clip, in ticks of `annotated_fps`; 0 repeats the keyframe, a
             control experiment without motion.
@@ -38,16 +41,16 @@ class ClipSampler:
             the video, whatever its frame rate (UCF101-24, JHMDB).
     """
 
-    def __init__(self, num_frames: int = 16, frame_stride: int = 4, annotated_fps: float | None = None) -> None:
-        if num_frames < 1 or frame_stride < 0:
-            raise ValueError(
-                f"a clip of {num_frames} frames with stride {frame_stride}: use 1 frame or more, and stride 0 or more"
-            )
-        if annotated_fps is not None and annotated_fps <= 0:
-            raise ValueError(f"annotated_fps is {annotated_fps}; give frames per second, or null for frame indices")
-        self.num_frames = num_frames
-        self.frame_stride = frame_stride
-        self.annotated_fps = annotated_fps
+    num_frames: int = 16
+    frame_stride: int = 4
+    annotated_fps: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_frames < 1 or self.frame_stride < 0:
+            settings = f"num_frames is {self.num_frames}, frame_stride {self.frame_stride}"
+            raise ValueError(f"{settings}; use at least 1 frame, and a stride of at least 0")
+        if self.annotated_fps is not None and self.annotated_fps <= 0:
+            raise ValueError(f"annotated_fps is {self.annotated_fps}; give frames per second, or null for frames")
 
     def __call__(self, keyframe: Keyframe, reader: VideoReader) -> np.ndarray:
         """(T,) int64 frame indices of the clip around a keyframe.

@@ -50,9 +50,8 @@ class VideoTransform:
     def __post_init__(self) -> None:
         low, high = self.short_side_range
         if not 1 <= low <= high <= self.max_size:
-            raise ValueError(
-                f"short_side {self.short_side} with max_size {self.max_size}: need 1 <= low <= high <= max"
-            )
+            limits = f"short_side {self.short_side} with max_size {self.max_size}"
+            raise ValueError(f"{limits}: need 1 <= low <= high <= max")
         if not 0 <= self.flip <= 1:
             raise ValueError(f"flip is {self.flip}; it must be a probability, from 0 to 1")
         if not 0 <= self.color_jitter < 1:
@@ -109,9 +108,6 @@ class VideoTransform:
         """Resize and normalise frames without boxes: (T, 3, H, W) uint8 -> (3, T, h, w) float32."""
         if size != tuple(video.shape[2:]):
             video = functional.resize(video, list(size), InterpolationMode.BILINEAR, antialias=False)
-        return self._normalise(video, generator)
-
-    def _normalise(self, video: Tensor, generator: Generator | None) -> Tensor:
         frames, channels, height, width = video.shape
         clip = torch.empty(channels, frames, height, width, device=video.device)
         clip.copy_(video.transpose(0, 1))  # T 3 h w -> 3 T h w, uint8 -> float32

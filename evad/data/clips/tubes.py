@@ -53,8 +53,7 @@ class TubeDataModule(ActionDataModule):
     ...). If there are several, the first in these lists is used.
 
     Args:
-        root: Folder of the data set.
-        sampler: Chooses the frames of a clip; its `annotated_fps` must be None, as tubes have frame numbers.
+        sampler: Chooses the frames of a clip; its `annotated_fps` must be None, as tubes are annotated by frame number.
         num_classes: Outputs of the model (UCF101-24: 24, JHMDB: 21, MultiSports: 66).
         split: Number of the split, from 1 (JHMDB has 3).
         annotations: Annotation file in `root`; None: look for one.
@@ -90,9 +89,8 @@ class TubeDataModule(ActionDataModule):
     ) -> None:
         super().__init__(sampler, **loading)
         if sampler.annotated_fps is not None:
-            raise ValueError(
-                f"annotated_fps is {sampler.annotated_fps:g}, but tubes are annotated by frame number; set it to null"
-            )
+            fps = f"annotated_fps is {sampler.annotated_fps:g}"
+            raise ValueError(f"{fps}, but tubes are annotated by frame number; set it to null")
         if val_stride < 1:
             raise ValueError(f"val_stride is {val_stride}; it must be 1 (every frame) or more")
         self.root = Path(root)

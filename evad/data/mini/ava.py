@@ -53,9 +53,7 @@ def ensure_mini(
 
     Args:
         root: Parent folder of generated data sets; created if missing.
-        train_clips: Number of training videos.
         val_clips: Number of validation videos. Video i does not depend on these numbers.
-        seed: Seed of the videos.
         workers: Number of rendering processes, which does not affect the result; None: one per processor.
 
     Raises:
@@ -67,9 +65,7 @@ def ensure_mini(
     return folder
 
 
-def generate_ava(
-    root: Path, train_clips: int = 3000, val_clips: int = 200, seed: int = 0, workers: int | None = None
-) -> None:
+def generate_ava(root: Path, train_clips: int, val_clips: int, seed: int, workers: int | None) -> None:
     """Write videos and annotations into the empty folder `root`."""
     (root / "videos").mkdir()
     (root / "annotations").mkdir()

@@ -16,12 +16,7 @@ class MiniTubeDataModule(TubeDataModule):
     """Generated data in the layout of UCF101-24 or JHMDB, see `evad.data.mini.tubes`.
 
     Args:
-        root: Parent folder of the data set, whose folder is named after the next parameters.
-        sampler: Chooses the frames of a clip.
-        layout: `ucf24` or `jhmdb`.
-        num_videos: Total number of videos.
-        generator_seed: Seed of the videos.
-        num_classes: Outputs of the model.
+        root: Parent folder; the data set is in a subfolder named after its parameters.
         **settings: Arguments of `TubeDataModule`.
     """
 
@@ -46,12 +41,7 @@ class MiniDataModule(AVADataModule):
     """Generated data in the layout of AVA, see `evad.data.mini.ava`.
 
     Args:
-        root: Parent folder of the data set, whose folder is named after the next parameters.
-        sampler: Chooses the frames of a clip.
-        train_clips: Number of training videos.
-        val_clips: Number of validation videos.
-        generator_seed: Seed of the videos.
-        num_classes: Outputs of the model.
+        root: Parent folder; the data set is in a subfolder named after its parameters.
         **settings: Arguments of `AVADataModule`.
     """
 

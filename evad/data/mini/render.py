@@ -36,7 +36,6 @@ class Actor:
 
     Attributes:
         limbs: From back to front.
-        actions: Names of the person's actions.
         visible: (T,) bool, True where the person is in the scene.
     """
 

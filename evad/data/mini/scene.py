@@ -24,8 +24,8 @@ CLASSES = (*POSES, *GESTURES, "watch")  # action ids 1 to 8
 IMAGE_SIZE = 64  # pixels, height and width
 FPS = 8
 
-# Cycles per second. The outline of a gait repeats twice per cycle: this must be below 2 Hz, the Nyquist frequency of
-# clips with every second frame.
+# Cycles per second. A gait looks the same twice per cycle. This must happen less than 2 times per second, so that clips
+# with every second frame (4 per second) show the motion correctly.
 RATES = {
     "walk": (0.28, 0.4),
     "run": (0.7, 0.9),
@@ -236,10 +236,8 @@ def _limbs(motion: Motion, height: float, facing: int, outfit: Outfit) -> tuple[
     """Limbs of a body in pixels, from back to front. The ground is at y = 0; in frame T // 2 the hips are at x = 0.
 
     Args:
-        motion: Motion over T frames.
         height: Height of the person standing upright, in pixels.
         facing: 1 faces right, -1 left.
-        outfit: Colours.
     """
     knee = _along(motion.thigh, THIGH)  # (2, T, 2) relative to the hips
     ankle = knee + _along(motion.thigh - motion.knee, SHIN)

@@ -72,7 +72,6 @@ def run_jobs(
     Args:
         function: Must be importable, as it may run in other processes.
         jobs: Must be picklable.
-        description: Shown beside the progress bar.
         workers: Number of processes; None: one per usable processor, but fewer for few jobs; 1: run in this process.
     """
     if workers is None:

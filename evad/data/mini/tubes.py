@@ -74,9 +74,7 @@ def ensure_mini_tubes(
 
     Args:
         root: Parent folder of generated data sets; created if missing.
-        layout: `ucf24` or `jhmdb`.
         num_videos: Total number of videos, evenly divided among the classes.
-        seed: Seed of the videos.
         workers: Number of rendering processes, which does not affect the result; None: one per processor.
 
     Raises:
@@ -102,7 +100,7 @@ def ensure_mini_tubes(
     return folder
 
 
-def generate_tubes(root: Path, layout: str, num_videos: int = 420, seed: int = 0, workers: int | None = None) -> None:
+def generate_tubes(root: Path, layout: str, num_videos: int, seed: int, workers: int | None) -> None:
     """Write frames and annotations into the empty folder `root`."""
     jobs = [TubeJob(seed, layout, index, root) for index in range(num_videos)]
     videos = run_jobs(make_video, jobs, f"Generating {layout} videos", workers)
@@ -129,7 +127,6 @@ class TubeVideo:
     """Annotation of one video.
 
     Attributes:
-        name: `<class>/<video>`.
         action: Class number from 0.
         num_frames: T.
         tubes: Each (frames, 5) float64: frame number from 1, x1, y1, x2, y2 in pixels, corner pixels included.

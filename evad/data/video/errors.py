@@ -18,7 +18,6 @@ class VideoReader(Protocol):
     """Random access to the frames of one video.
 
     Attributes:
-        num_frames: Number of frames.
         fps: Frames per second, see `Timed`.
         times: Times of the frames if the rate varies, see `Timed`.
         height: Height of a frame in pixels, as displayed.

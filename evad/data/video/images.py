@@ -77,7 +77,7 @@ class NumberedFrames(Sequence[str]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self.length))]
         if not -self.length <= index < self.length:
-            raise IndexError(f"frame {index} of {self.length}")
+            raise IndexError(f"frame {index} does not exist; there are {self.length} frames")
         return f"{self.prefix}{self.first + index % self.length:0{self.digits}d}{self.suffix}"
 
 
@@ -120,7 +120,6 @@ def matching_frames(root: str, pattern: str, video: str) -> Sequence[str]:
     Args:
         root: Folder to which the pattern is relative.
         pattern: Path with `{video}` and one printf-like frame number, such as `{video}/img_%05d.jpg`.
-        video: Name of the video.
 
     Raises:
         VideoError: A frame between the first and the last is missing.
@@ -141,7 +140,7 @@ def unmatched(root: str, pattern: str, video: str) -> str:
     wanted = f"{root}/{pattern.replace('{video}', video)}"
     there = sorted(_names(wanted.rpartition("/")[0]))
     found = f"its folder has {', '.join(there[:3])}{', ...' if len(there) > 3 else ''}" if there else "no such folder"
-    return f"{root}: no file matches data.frame_pattern {pattern!r}, here {wanted} ({found})"
+    return f"{root}: no file matches data.frame_pattern {pattern!r}; expected {wanted} ({found})"
 
 
 def _names(folder: str) -> list[str]:

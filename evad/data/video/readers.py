@@ -37,7 +37,6 @@ def open_video(path: str | Path, backend: Backend = "auto") -> VideoReader:
     for the few frames of a clip costs more time than it saves.
 
     Args:
-        path: The file.
         backend: `auto` is PyAV, with decord for files that PyAV cannot read. The pixels are identical. decord 0.6 needs
             60 to 200 MB per open video, indexes the file whenever it opens it, cannot read some narrow videos (16 or 48
             pixels wide), and may return the wrong neighbouring frame of AVI files with B-frames.
@@ -107,7 +106,6 @@ class _Timeline:
     """Times of the frames of a file, and the keyframes at which decoding can start.
 
     Attributes:
-        num_frames: Number of frames.
         pts: (num_frames,) int64, ascending presentation timestamps; None if the file has no usable timestamps, so that
             frames must be counted from the beginning.
         keyframes: (k,) int64, ascending indices of the keyframes.

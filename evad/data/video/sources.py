@@ -41,9 +41,6 @@ class VideoFiles:
     def __init__(self, root: str | Path, backend: Backend = "auto") -> None:
         self.root = Path(root)
         self.backend: Backend = backend
-        self.paths = self._list()
-
-    def _list(self) -> dict[str, str]:
         found: dict[str, Path] = {}
         for path in sorted(self.root.rglob("*")):
             suffix = path.suffix.lower()
@@ -53,7 +50,7 @@ class VideoFiles:
             if name in found:
                 raise ValueError(f"{found[name]} and {path} are both video {name!r}; keep one of them")
             found[name] = path
-        return {name: str(path) for name, path in found.items()}
+        self.paths = {name: str(path) for name, path in found.items()}
 
     def __call__(self, video: str) -> VideoReader:
         if video not in self.paths:
