@@ -42,8 +42,7 @@ class TubeAnnotations:
 
     Attributes:
         labels: Class names; the class number is the index in this list.
-        train_videos: Names of the training videos of each split.
-        test_videos: Names of the test videos of each split.
+        train_videos, test_videos: Names of the videos of each split.
         nframes: {video: number of frames}.
         resolution: {video: (height, width) in pixels}.
         tubes: {video: its tubes}.
@@ -153,9 +152,8 @@ def _tube(where: str, label: int, rows: Any, nframes: int) -> Tube:
 
 def _listed_videos(path: Path) -> list[str]:
     """Read the names of test videos: the first word of each line, without `.avi`."""
-    return [
-        line.split()[0].removesuffix(".avi") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-    ]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.split()[0].removesuffix(".avi") for line in lines if line.strip()]
 
 
 def _from_pyannot(

@@ -68,13 +68,8 @@ def write_tubes(annotations: TubeAnnotations, path: str | Path) -> None:
         ValueError: The file name has another suffix.
     """
     path = Path(path)
-    about = {
-        "labels": annotations.labels,
-        "train_videos": annotations.train_videos,
-        "test_videos": annotations.test_videos,
-        "nframes": annotations.nframes,
-        "resolution": annotations.resolution,
-    }
+    keys = ("labels", "train_videos", "test_videos", "nframes", "resolution")
+    about = {key: getattr(annotations, key) for key in keys}
     if path.suffix == ".json":
         path.write_text(json.dumps(about | {"gttubes": _tubes_by_class(annotations)}), encoding="utf-8")
     elif path.suffix == ".parquet":
@@ -142,18 +137,12 @@ def summary(annotations: TubeAnnotations) -> str:
     outside = [(video, count) for video, tube in tubes if (count := _num_outside(annotations.resolution[video], tube))]
     bare = [video for video, group in annotations.tubes.items() if not group]
     splits = zip(annotations.train_videos, annotations.test_videos)
-    return "\n".join(
-        [
-            f"{len(annotations.nframes)} videos, {len(annotations.labels)} classes, {len(tubes)} tubes, {boxes} boxes",
-            *(
-                f"split {i}: {len(train)} training and {len(test)} test videos"
-                for i, (train, test) in enumerate(splits, 1)
-            ),
-            f"{len(bare)} videos without a tube" + (f" (first: {bare[0]})" if bare else ""),
-            f"{sum(count for _, count in outside)} boxes reach outside the frame"
-            + (f" (first: video {outside[0][0]})" if outside else ""),
-        ]
-    )
+    lines = [f"{len(annotations.nframes)} videos, {len(annotations.labels)} classes, {len(tubes)} tubes, {boxes} boxes"]
+    lines += [f"split {i}: {len(a)} training and {len(b)} test videos" for i, (a, b) in enumerate(splits, 1)]
+    lines.append(f"{len(bare)} videos without a tube" + (f" (first: {bare[0]})" if bare else ""))
+    first = f" (first: video {outside[0][0]})" if outside else ""
+    lines.append(f"{sum(count for _, count in outside)} boxes reach outside the frame{first}")
+    return "\n".join(lines)
 
 
 def _num_outside(resolution: tuple[int, int], tube: Tube) -> int:

@@ -18,7 +18,6 @@ def find_label_file(folder: Path, given: str | None) -> Path | None:
     """Find the file that lists the classes; None if no name was given and no such file exists.
 
     Args:
-        folder: Folder of the annotations.
         given: Name of the file; None: labels.txt, label_map.pbtxt, label_map.txt, or the only .pbtxt file.
 
     Raises:

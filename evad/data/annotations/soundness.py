@@ -39,14 +39,9 @@ def class_counts(annotations: Annotations) -> pd.DataFrame:
 
 def _times(annotations: Annotations) -> list[Finding]:
     rows, clock = annotations.rows[annotations.rows["valid"]], annotations.clock
-    found = row_finding(
-        rows,
-        rows["time"] < clock.first,
-        "time-before-start",
-        "error",
-        f"the time is before {clock.first:g}, the start of the videos",
-        "correct the time, or set data.first_time (AVA: data.video_start_second) to the time of a video's first frame",
-    )
+    message = f"the time is before {clock.first:g}, the start of the videos"
+    remedy = "correct the time, or set data.first_time (AVA: data.video_start_second) to the time of the first frame"
+    found = row_finding(rows, rows["time"] < clock.first, "time-before-start", "error", message, remedy)
     if clock.unit == "frames":
         fractional = rows["time"] != rows["time"].round()
         remedy = "name the column `time` if it holds seconds"
@@ -133,10 +128,8 @@ def _labels(annotations: Annotations) -> list[Finding]:
     kind, message = "unknown-label", f"not among the {span}: {listed(texts)}"
     remedy = "add the class to the label list, or correct the label"
     if set(texts) == {str(first - 1)}:
-        kind, message = (
-            f"labels-from-{first - 1}",
-            f"labels start at {first - 1}, but the label list ({span}) starts at {first}",
-        )
+        kind = f"labels-from-{first - 1}"
+        message = f"labels start at {first - 1}, but the label list ({span}) starts at {first}"
         remedy = f"add 1 to every label, or number the classes from {first - 1} in the label list"
     elif first == 0 and set(texts) == {str(last + 1)} and 0 not in numbers:
         kind, message = "labels-from-1", f"labels start at 1, but the label list ({span}) starts at 0"

@@ -18,7 +18,6 @@ from evad.metrics.frame_ap import box_iou
 from evad.structures import Keyframe
 
 _CHUNK = 64  # frames read at once
-
 _COMPARED = 8  # keyframes per video whose boxes are compared with the picture
 
 

@@ -18,8 +18,7 @@ from evad.data.clips.ava import AVADataModule
 from evad.data.clips.datamodule import ActionDataModule
 from evad.files.csv_rows import BOX
 
-EXAMPLES = 24  # pictures on the sheet
-
+EXAMPLES = 24  # pictures in examples.png
 AVA_START = 900.0  # second at which AVA's cuts begin
 
 

@@ -13,11 +13,7 @@ from evad.data.clips.datamodule import ActionDataModule
 from evad.data.video.sources import ReaderSource
 
 ZERO_CAUSES: dict[str, tuple[str, ...]] = {
-    "labels that are not classes, or that start at 0 instead of 1": (
-        "labels-from-0",
-        "labels-from-1",
-        "unknown-label",
-    ),
+    "labels that are not classes, or that start at 0 instead of 1": ("labels-from-0", "labels-from-1", "unknown-label"),
     "boxes in pixels instead of fractions, or the reverse": (
         "pixels-as-fractions",
         "fractions-as-pixels",
@@ -74,7 +70,6 @@ def explain_zero_map(findings: Sequence[Finding], detections: int, persons_found
 
     Args:
         findings: Known findings about the data, see `ActionDataModule.findings`.
-        detections: Number of detected boxes.
         persons_found: Number of annotated persons that the boxes overlap, regardless of the action.
         steps: Optimizer steps so far; None: not training.
     """

@@ -43,11 +43,7 @@ class ClassSummary:
 
 @dataclass(frozen=True)
 class Report:
-    """Result of a check.
-
-    Attributes:
-        classes: All classes of the label list.
-    """
+    """Result of a check."""
 
     data_set: str
     splits: dict[str, SplitSummary]

@@ -34,7 +34,7 @@ class AVADataModule(ActionDataModule):
     - `videos/<video>.mp4` (or .mkv, .webm, .avi, .mov), at any frame rate.
 
     Args:
-        sampler: Chooses the frames of a clip; its `annotated_fps` is the clock of keyframe positions.
+        sampler: Chooses the frames of a clip; its `annotated_fps` is the unit of keyframe positions.
         version: Replaces `{version}` in the names below.
         train_csv: Training annotations, in `root/annotations` like the other files; several files are read as one.
         excluded_csv: Validation frames to leave out; None keeps all.

@@ -43,7 +43,7 @@ class CustomDataModule(ActionDataModule):
         labels: Label file in the folder of the annotations; None: look for one.
         first_time: Value of the time (or frame) column at a video's first frame: 0, 1, or 900 for AVA's cuts.
         val_fraction: Share of the videos drawn for validation, if neither a column nor a second table gives the splits.
-        num_classes: Outputs of the model, checked against the number of classes found; None: that number.
+        num_classes: Outputs of the model, which must be the number of classes found; None: accept any number.
         frames_per_second: Rate of extracted frames.
         frame_pattern: Path of a video's images below `root/frames`, such as `{video}/img_%05d.jpg`; None: the images of
             folder `{video}` in the order of the numbers in their names.

@@ -49,11 +49,10 @@ def mini_folder(root: Path | str, train_clips: int = 3000, val_clips: int = 200,
 def ensure_mini(
     root: Path | str, train_clips: int = 3000, val_clips: int = 200, seed: int = 0, workers: int | None = None
 ) -> Path:
-    """Generate the data set unless it exists; returns its folder.
+    """Generate the data set unless it exists; returns its folder. Video i is the same for any number of videos.
 
     Args:
         root: Parent folder of generated data sets; created if missing.
-        val_clips: Number of validation videos. Video i does not depend on these numbers.
         workers: Number of rendering processes, which does not affect the result; None: one per processor.
 
     Raises:

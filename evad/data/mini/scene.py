@@ -282,9 +282,7 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     size = IMAGE_SIZE + 2 * BACKGROUND_MARGIN
     base = rng.uniform(0.08, 0.24) * (1 + 0.15 * rng.standard_normal(3))
     cells = rng.standard_normal((6, 6, 3)) * 0.03
-    stretch = np.maximum(
-        0, 1 - np.abs(np.linspace(0, 5, size)[:, None] - np.arange(6))
-    )  # (size, 6) linear interpolation
+    stretch = np.maximum(0, 1 - np.abs(np.linspace(0, 5, size)[:, None] - np.arange(6)))  # (size, 6), interpolates
     clouds = np.tensordot(stretch, stretch @ cells, axes=1)  # (6, 6, 3) -> (6, size, 3) -> (size, size, 3)
     grain = 0.01 * rng.standard_normal((size, size, 1))
     return (base + clouds + grain).clip(0.02, 0.45).astype(np.float32)

@@ -40,7 +40,6 @@ class Layout:
     Attributes:
         frames: Folder of the frame images.
         suffix: Image format, `.jpg` (lossy) or `.png`.
-        pickle: Name of the annotation file.
         num_splits: 1 or 3; every split tests on a different third of the videos.
         most_actors: Largest number of actors per video.
         partial: Whether half of the tubes cover only a part of the video.
@@ -128,7 +127,6 @@ class TubeVideo:
 
     Attributes:
         action: Class number from 0.
-        num_frames: T.
         tubes: Each (frames, 5) float64: frame number from 1, x1, y1, x2, y2 in pixels, corner pixels included.
     """
 

@@ -32,7 +32,6 @@ def measured_rate(times: np.ndarray, stated_fps: float) -> tuple[float, np.ndarr
 
     Args:
         times: (num_frames,) ascending seconds at which frames are shown.
-        stated_fps: Rate stated by the container.
 
     Returns:
         `fps` and `times` as in `Timed`.

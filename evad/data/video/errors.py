@@ -20,8 +20,7 @@ class VideoReader(Protocol):
     Attributes:
         fps: Frames per second, see `Timed`.
         times: Times of the frames if the rate varies, see `Timed`.
-        height: Height of a frame in pixels, as displayed.
-        width: Width of a frame in pixels, as displayed.
+        height, width: Size of a frame in pixels, as displayed.
     """
 
     num_frames: int

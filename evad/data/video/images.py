@@ -25,7 +25,6 @@ class FrameReader:
     Args:
         paths: Image files in order.
         fps: Rate in frames per second at which the frames were extracted.
-        name: Name of the video, for error messages.
     """
 
     def __init__(self, paths: Sequence[str], fps: float, name: str) -> None:

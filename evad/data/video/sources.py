@@ -73,7 +73,6 @@ class FrameFolders:
     Attributes:
         root: Folder with one folder of images per video.
         fps: Rate in frames per second at which the frames were extracted.
-        frame_lists: Image files of each video.
         pattern: Path of a video's images below `root`, such as `{video}/img_%05d.jpg`.
     """
 
