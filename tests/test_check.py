@@ -222,7 +222,7 @@ def test_quick_check_needs_no_frames(make):
         path.write_bytes(b"")
     findings = quick_check(module(root))
     assert kinds(findings) == {"labels-from-0"}
-    with pytest.raises(ValueError, match=r"line 2: video a.*labels count from 0"):
+    with pytest.raises(ValueError, match=r"line 2: video a.*labels start at 0"):
         require_sound(findings)
     assert kinds(quick_check(module(root / "nowhere"))) == {"unreadable"}
 
@@ -232,8 +232,8 @@ def test_explanation_of_a_zero_map_names_what_applies(make):
     root = make(rows)
     (root / "labels.txt").write_text("walk\njump\nswim\n")
     text = explain_zero_map(quick_check(module(root)), 40, 7, steps=12)
-    assert "what was found: 7 persons, but none with the right action; do the action ids count from 1" in text
-    assert "applies: labels that are not classes, or that count from 0 instead of 1: " in text
+    assert "what was found: 7 persons, but none with the right action; do the action ids start at 1" in text
+    assert "applies: labels that are not classes, or that start at 0 instead of 1: " in text
     assert "applies: classes without training examples: 2 of 3 classes" in text
     assert "may apply: 12 optimizer steps are few" in text
     assert "no sign of: boxes in pixels instead of fractions" in text

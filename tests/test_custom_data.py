@@ -240,7 +240,7 @@ def test_frame_pattern_names_a_gap_and_a_wrong_pattern(tmp_path):
     with pytest.raises(VideoError, match=r"video w: frame 2 of .*/\{video\}/img_%05d.png is missing"):
         matching_frames(str(tmp_path), "{video}/img_%05d.png", "w")
     for pattern in ("img.png", "{video}/img.png", "img_%05d.png", "%d/{video}.png", "{video}/%d_%d.png"):
-        with pytest.raises(ValueError, match=r"frame_pattern .* must hold \{video\} and, .* one frame number"):
+        with pytest.raises(ValueError, match=r"frame_pattern .* must contain \{video\} and, .* one frame number"):
             check_pattern(pattern)
 
 
@@ -251,8 +251,8 @@ def test_frame_pattern_that_matches_nothing_says_what_is_there(tmp_path):
     with pytest.raises(ValueError, match=r"5 of 5 annotated videos \(a, b, c, d, e\) are not in") as error:
         ready(tmp_path, frame_pattern="{video}/img_%05d.jpg")
     text = str(error.value)
-    assert f"are not in {tmp_path}/frames: nothing matches data.frame_pattern '{{video}}/img_%05d.jpg'" in text
-    assert f"that is {tmp_path}/frames/a/img_%05d.jpg (its folder has" in text
+    assert f"are not in {tmp_path}/frames: no file matches data.frame_pattern '{{video}}/img_%05d.jpg'" in text
+    assert f"expected {tmp_path}/frames/a/img_%05d.jpg (its folder has" in text
     assert "(its folder has frame_001.png, frame_002.png, frame_003.png, ...)" in text
     with pytest.raises(ValueError, match=r"1 of 5 annotated videos \(e\) .*frames/e/frame_%d.png \(no such folder\)"):
         ready(tmp_path, frame_pattern="{video}/frame_%d.png")
@@ -278,8 +278,8 @@ def test_findings_are_reported_once(make, caplog):
     with caplog.at_level(logging.INFO):
         data.report(quick_check(data))
         data.setup("fit")
-    assert caplog.text.count("the line repeats another one and counts once") == 1
-    assert caplog.text.count("2 classes, from the labels that occur") == 1
+    assert caplog.text.count("the line repeats another line and is used once") == 1
+    assert caplog.text.count("2 classes, from the annotated labels") == 1
     assert "duplicate-line" in {finding.kind for finding in data.findings}
 
 

@@ -123,7 +123,7 @@ def test_repeated_lines_count_once_and_are_reported(annotations):
     (keyframe,) = read(path)
     assert keyframe.labels.sum() == 1
     assert "line 2: video v, 902" in found(path)["duplicate-line"]
-    assert "repeats another one and counts once; remove it (1 more like it)" in found(path)["duplicate-line"]
+    assert "repeats another line and is used once; remove it (1 more like it)" in found(path)["duplicate-line"]
 
 
 def test_boxes_without_area_stay_and_are_reported(annotations):
@@ -152,7 +152,7 @@ GOOD = "v,902,0.1,0.2,0.3,0.4,5,0"
         ("v,902,0.3,0.2,0.1,0.4,5,0", "the box is inverted .*x1 <= x2 and y1 <= y2"),
         ("v,902,0.1,0.4,0.3,0.2,5,0", "the box is inverted"),
         ("v,902,0.1,0.2,0.3,0.4,81,0", r"not among the 80 classes with ids 1 to 80: 81; .*label list"),
-        ("v,902,0.1,0.2,0.3,0.4,0,0", "labels count from 0, the label list .* from 1"),
+        ("v,902,0.1,0.2,0.3,0.4,0,0", "labels start at 0, but the label list .* starts at 1"),
         ("v,902,0.1,0.2,0.3,0.4,1.5,0", "not among the 80 classes with ids 1 to 80: 1.5"),
         ("v,902,0.1,0.2,0.3,0.4,5,0.5", r"the person id \(8th column\) is not a whole number"),
         ("v,902,0.1,0.2,0.3,0.4,5,", r"the person id \(8th column\) is not a whole number"),

@@ -81,8 +81,8 @@ def test_stride_0_repeats_the_keyframe():
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"num_frames": 0}, "a clip of 0 frames with stride 4"),
-        ({"frame_stride": -1}, "a clip of 16 frames with stride -1"),
+        ({"num_frames": 0}, "num_frames is 0, frame_stride 4"),
+        ({"frame_stride": -1}, "num_frames is 16, frame_stride -1"),
         ({"annotated_fps": 0}, "annotated_fps is 0; give frames per second"),
     ],
 )

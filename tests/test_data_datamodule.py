@@ -68,7 +68,7 @@ def test_validation_alone_needs_no_training_file(root):
     (root / "annotations/ava_train_v2.2.csv").unlink()
     data = ready(root, "validate")
     assert len(data.val_dataset) == 1
-    with pytest.raises(RuntimeError, match=r"the train set is not there yet; call setup\('fit'\)"):
+    with pytest.raises(RuntimeError, match=r"the train set is not available yet; call setup\('fit'\)"):
         data.train_dataset  # noqa: B018
 
 
@@ -253,7 +253,7 @@ def test_folder_without_pixels_is_an_error(root):
 
 
 def test_label_map_beyond_the_outputs_is_an_error(root):
-    with pytest.raises(ValueError, match=r"has ids \[3\] beyond num_classes 2; raise num_classes"):
+    with pytest.raises(ValueError, match=r"has ids \[3\] beyond num_classes 2; raise it"):
         ready(root, num_classes=2)
 
 

@@ -342,7 +342,7 @@ def test_a_folder_with_other_content_is_left_alone(tmp_path, stamp):
     (tmp_path / "data" / "precious.mp4").write_bytes(b"1")
     if stamp is not None:
         (tmp_path / "data" / "mini.json").write_text(stamp)
-    with pytest.raises(FileExistsError, match="data holds other files than its name says; move it away"):
+    with pytest.raises(FileExistsError, match="data does not hold the data set that its name describes; move it away"):
         mini_store.ensure_generated(tmp_path / "data", {"seed": 0}, counting([]))
     assert (tmp_path / "data" / "precious.mp4").read_bytes() == b"1"
 

@@ -105,7 +105,7 @@ def test_both_layouts_live_side_by_side(tmp_path):
 def test_unknown_layouts_and_too_few_videos_are_refused(tmp_path):
     with pytest.raises(ValueError, match="layout is 'ucf'; it must be one of ucf24, jhmdb"):
         ensure_mini_tubes(tmp_path, "ucf")
-    with pytest.raises(ValueError, match="num_videos is 20; every class needs 3 for its splits: give 21 or more"):
+    with pytest.raises(ValueError, match="num_videos is 20; every class needs 3 videos: give 21 or more"):
         ensure_mini_tubes(tmp_path, "jhmdb", 20)
 
 

@@ -73,7 +73,7 @@ def test_rounding_over_the_edge_is_cut_off(tmp_path):
     [
         ({"train": "a.csv"}, r"data\.proposals\.train is given without data\.proposals\.val"),
         ({"threshold": 80}, r"data\.proposals\.threshold is 80"),
-        ({"match_iou": 0.3}, r"data\.proposals\.match_iou is 0\.3; below 0\.5"),
+        ({"match_iou": 0.3}, r"data\.proposals\.match_iou is 0\.3; choose 0\.5 to 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_errors(options, message):
@@ -98,7 +98,7 @@ def test_evaluation_takes_confident_boxes_alone_best_first(tmp_path, caplog):
     text = caplog.text
     assert "1 detected boxes are left out: score below 0.8" in text
     assert "1 detected boxes are left out: frame is not a keyframe" in text
-    assert "1 keyframes have no box, so nobody is found there" in text
+    assert "1 keyframes have no box, so no person is found there" in text
 
 
 def test_threshold_counts_as_confident(tmp_path):

@@ -156,7 +156,7 @@ def test_random_transform_without_generator_is_an_error(settings):
         ({"short_side": (320, 256)}, "need 1 <= low <= high <= max"),
         ({"short_side": 0}, "need 1 <= low"),
         ({"short_side": 300, "max_size": 200}, "short_side 300 with max_size 200"),
-        ({"flip": 1.5}, "flip is 1.5; it is a probability"),
+        ({"flip": 1.5}, "flip is 1.5; it must be a probability"),
         ({"color_jitter": 1.0}, "color_jitter is 1.0; it must be at least 0 and below 1"),
     ],
 )

@@ -135,7 +135,7 @@ def test_own_videos_of_varying_rate(tmp_path, caplog):
     data = CustomDataModule(tmp_path, sampler, "pixels", num_workers=0, val_fraction=0.5)
     with caplog.at_level(logging.INFO):
         data.setup("fit")
-    assert "the frame rate of 2 videos varies; their seconds are those of the frames' timestamps" in caplog.text
+    assert "the frame rate of 2 videos varies; times in seconds follow the timestamps of the frames" in caplog.text
     reader = open_video(tmp_path / "videos" / "a.mp4")
     clips = [sampler(keyframe, reader).tolist() for keyframe in data.train_dataset.keyframes]
     assert clips == [[24, 30, 36], [68, 70, 72], [104, 109, 109]]

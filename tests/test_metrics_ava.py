@@ -349,8 +349,8 @@ GOOD = "a,902,0.1,0.2,0.3,0.4,12,0.5\n"
         ("a,902,,0.2,0.3,0.4,12,0.5\n", "line 2: x1 '' is not a number"),
         ("a,902,0.1,0.2,0.3,0.4,1.5,0.5\n", "line 2: action_id '1.5' is not a whole number"),
         ("a,902.5,0.1,0.2,0.3,0.4,12,0.5\n", "line 2: timestamp '902.5' is not a whole number; .*activitynet_2020"),
-        ("a,902,0.1,0.2,0.3,0.4,12,nan\n", "line 2: score is nan; only finite numbers"),
-        ("a,902,0.1,0.2,inf,0.4,12,0.5\n", "line 2: x2 is inf; only finite numbers"),
+        ("a,902,0.1,0.2,0.3,0.4,12,nan\n", "line 2: score is nan; it must be a finite number"),
+        ("a,902,0.1,0.2,inf,0.4,12,0.5\n", "line 2: x2 is inf; it must be a finite number"),
     ],
 )
 def test_a_malformed_row_is_named_by_file_line_and_fault(tmp_path, line, message):
@@ -408,7 +408,7 @@ def test_label_map_layouts(tmp_path, text, names):
         ("1 run\nwalk\n", "line 2: 'walk' has no id but other lines do"),
         ('item { name: "run" }\n', "line 1: the block has id None"),
         ("item { id: 1 }\n", "line 1: the block with id 1 has no name"),
-        ('item { id: 1 name: "a" }\nitm { }\n', "line 2: 'itm { }' is not the start"),
+        ('item { id: 1 name: "a" }\nitm { }\n', "line 2: 'itm { }' does not start"),
         ('item { id: 1\n name "a" }\n', "line 2: expected `key: value`"),
     ],
 )

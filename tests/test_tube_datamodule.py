@@ -219,7 +219,7 @@ def test_metric_takes_the_minimum_score_and_no_protocol(root):
     data = ready(root, min_score=0.25)
     assert data.build_metric().min_score == 0.25
     assert data.build_metric(None).min_score == 0.25
-    with pytest.raises(ValueError, match="protocol 'activitynet_2019' belongs to AVA"):
+    with pytest.raises(ValueError, match="protocol 'activitynet_2019' is for AVA"):
         data.build_metric("activitynet_2019")
 
 
@@ -268,7 +268,7 @@ def test_a_split_without_annotated_frames_is_an_error(root):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sampler": ClipSampler(4, 2, annotated_fps=25)}, "annotated_fps is 25, but tubes count frames"),
+        ({"sampler": ClipSampler(4, 2, annotated_fps=25)}, "annotated_fps is 25, but tubes are annotated by frame"),
         ({"val_stride": 0}, "val_stride is 0; it must be 1"),
     ],
 )

@@ -171,15 +171,15 @@ ROWS = [[2, 10, 20, 49, 59], [3, 12, 20, 51, 59]]
         ({"gttubes": {"run/a": {0: [np.zeros((0, 5))]}}}, r"video run/a: a tube has shape \(0, 5\)"),
         (
             {"gttubes": {"run/a": {0: [[[5, *[1] * 4], [6, *[1] * 4]]]}}},
-            "run/a: .* frames 5 to 6, the video has 1 to 5",
+            "run/a: .* frames 5 to 6, not within 1 to 5",
         ),
-        ({"gttubes": {"run/a": {0: [[[0, 1, 1, 2, 2]]]}}}, "run/a: .* frames 0 to 0, the video has 1 to 5"),
-        ({"gttubes": {"run/a": {0: [[ROWS[0], [4, 1, 1, 2, 2]]]}}}, "run/a: .* do not count up by one: .*2.0, 4.0"),
-        ({"gttubes": {"run/a": {0: [[[2.5, 1, 1, 2, 2]]]}}}, "run/a: .* do not count up by one"),
+        ({"gttubes": {"run/a": {0: [[[0, 1, 1, 2, 2]]]}}}, "run/a: .* frames 0 to 0, not within 1 to 5"),
+        ({"gttubes": {"run/a": {0: [[ROWS[0], [4, 1, 1, 2, 2]]]}}}, "run/a: .* must increase by one, got .*2.0, 4.0"),
+        ({"gttubes": {"run/a": {0: [[[2.5, 1, 1, 2, 2]]]}}}, "run/a: .* must increase by one"),
         ({"gttubes": {"run/a": {0: [[[2, 1, 1, np.nan, 2]]]}}}, "run/a: .* not finite"),
-        ({"gttubes": {"run/a": {0: [[[2, 50, 1, 40, 2]]]}}}, "run/a, frame 2: the box .* ends before it starts"),
+        ({"gttubes": {"run/a": {0: [[[2, 50, 1, 40, 2]]]}}}, "run/a, frame 2: the box .* is inverted"),
         ({"gttubes": {"run/a": {0: [[[2, 1, 1, 2, 2], [3]]]}}}, "video run/a: a tube must be an array of frame"),
-        ({"nframes": 5}, "built differently from tube annotations"),
+        ({"nframes": 5}, "does not have the layout of tube annotations"),
         ({"nframes": {"run/a": 5}}, "video jump/b has no nframes"),
         ({"resolution": {"run/a": (60, 80)}}, "video jump/b has no resolution"),
         ({"resolution": {"run/a": (60,), "jump/b": (60, 80)}}, r"video run/a: the resolution is \(60,\)"),
@@ -246,7 +246,7 @@ def test_pyannot_boxes_become_corners_of_1_based_frames_without_8_bit_overflow(t
     [
         ({"label": 2}, "video run/a: unknown class 2"),
         ({"ef": 4}, r"video run/a: boxes of shape \(2, 4\) for frames 1 to 4"),
-        ({"sf": 4, "ef": 6}, "video run/a: a tube spans frames 5 to 6, the video has 1 to 5"),
+        ({"sf": 4, "ef": 6}, "video run/a: a tube spans frames 5 to 6, not within 1 to 5"),
         ({"boxes": np.zeros((2, 3))}, r"video run/a: boxes of shape \(2, 3\)"),
     ],
 )
@@ -264,7 +264,7 @@ def test_listed_videos_without_annotation_are_counted_and_a_foreign_list_is_refu
         read_tubes(path, listed(tmp_path, "other/z"))
     with pytest.raises(ValueError, match=r"if it is a pyannot\.pkl, name the list of its test videos"):
         read_tubes(path)
-    with pytest.raises(ValueError, match="brings its own splits; leave out the list"):
+    with pytest.raises(ValueError, match="contains splits; leave out the list"):
         read_tubes(saved(tmp_path, content()), listed(tmp_path, "run/a"))
 
 
@@ -317,7 +317,7 @@ def test_boxes_outside_the_frame_are_clipped_or_left_out_and_counted():
         frames = tube_keyframes(annotations, 1, "train")
     assert [str(remark.message) for remark in remarks] == [
         "1 boxes reach outside the frame and were clipped (first: video v, frame 1)",
-        "1 boxes lie outside: left out (first: video v, frame 2)",
+        "1 boxes are outside the frame: left out (first: video v, frame 2)",
     ]
     assert [frame.timestamp for frame in frames] == ["1", "3"]
     assert [frame.boxes.tolist() for frame in frames] == [[[0, 0, 0.5, 0.5]], [[0, 0, 1, 1]]]

@@ -1,1 +1,1 @@
-"""From annotations and videos on disk to a `Batch`: annotations -> frame indices -> pixels -> clips -> batch."""
+"""Turns annotations and videos on disk into batches: annotations -> frame indices -> pixels -> clips -> batch."""

@@ -1,8 +1,8 @@
-"""Csv files and other text tables, plain or gzipped: read fast when well formed, with line and reason when not.
+"""Reads csv files and other text tables, plain or gzipped; errors name the line and the reason.
 
-- `read_rows` reads files of known columns. A well-formed file goes through Arrow's parser; whatever Arrow refuses is
-  read again as text, which finds the line to blame.
-- `read_text` reads tables whose separator and quotes are not known, and does not judge what the fields mean.
+- `read_rows` reads files with known columns. Arrow parses well-formed files quickly; a file that Arrow rejects is read
+  again as text to find the malformed line.
+- `read_text` reads tables with unknown separator and quotes, and does not interpret the fields.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
 BOX = ["x1", "y1", "x2", "y2"]
-"""Columns of a box in every table of this package."""
+"""Names of the box columns in all tables of this package."""
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 _ARROW = {str: _TEXT, int: pa.int64(), float: pa.float64()}
 _PANDAS = {str: "category", int: "int64", float: "float64"}
 
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", " ": "spaces"}
-_SAMPLE = 50  # lines that decide on the separator
+_SAMPLE = 50  # lines used to detect the separator
 _SINGLE_QUOTED = re.compile(r"(?:^|[,;\t ])'[^']*'(?:[,;\t ]|$)")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Columns of a kind of file.
+    """Columns of a csv file.
 
     Attributes:
-        columns: {name: str, int or float}, in the order of the file; every number is finite.
-        header: Whether the first line names the columns, exactly so; else the file starts with data.
-        ignored: A last column that rows may have and that is not read.
-        short_row: Values of the columns that a short row leaves out; empty: every row is complete.
-        hints: {column: remedy} for a value of the wrong type.
+        columns: {name: str, int or float}, in the order of the file; all numbers must be finite.
+        header: Whether the first line is exactly the names of the columns; else the file starts with data.
+        ignored: An optional last column that is not read.
+        short_row: Default values of the last columns, which rows may omit; if empty, no column may be omitted.
+        hints: {column: remedy} to add to errors about a value of the wrong type.
     """
 
     columns: Mapping[str, type]
@@ -56,18 +56,18 @@ class Layout:
 
 
 def read_rows(path: str | Path, layout: Layout) -> pd.DataFrame:
-    """Table of a file.
+    """Read a csv file with known columns.
 
     Args:
         path: UTF-8 csv, or csv.gz.
-        layout: What the file must hold. Blank lines are skipped.
+        layout: Expected columns. Blank lines are skipped.
 
     Returns:
         Table with the layout's columns: str as category, int as int64, float as float64.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: File and line of the first malformed row, and what is wrong with it.
+        ValueError: A row is malformed; the text names the file, the first such line and the reason.
     """
     path = Path(path)
     if not path.is_file():
@@ -77,17 +77,17 @@ def read_rows(path: str | Path, layout: Layout) -> pd.DataFrame:
 
 
 def write_rows(rows: pd.DataFrame, path: str | Path, header: bool = False) -> None:
-    """Write a table as `read_rows` reads it; every float64 survives the round trip."""
+    """Write a table for `read_rows`, which restores every float64 exactly."""
     rows.to_csv(path, header=header, index=False)
 
 
 def line_of(path: Path, row: int) -> int:
-    """Number of the line that a row of a file without header stands in."""
+    """Line number of a row, in a file without header."""
     return int(read_text(path, ",").lines[row])
 
 
 def _read_with_arrow(path: Path, layout: Layout) -> pd.DataFrame | None:
-    """The table, or None if anything in the file is not a plain complete row of finite numbers."""
+    """The table; None if Arrow rejects the file, or if a row is incomplete or has a number that is not finite."""
     names = list(layout.columns)
     for columns in ([*names, layout.ignored], names) if layout.ignored else (names,):
         try:
@@ -110,11 +110,7 @@ def _read_with_arrow(path: Path, layout: Layout) -> pd.DataFrame | None:
 
 
 def _read_checked(path: Path, layout: Layout) -> pd.DataFrame:
-    """The table of a file that Arrow refused.
-
-    Raises:
-        ValueError: The first malformed row.
-    """
+    """Read a file that Arrow rejected; raises ValueError for the first malformed row."""
     text, names = read_text(path, ","), list(layout.columns)
     first = text.record(0) if len(text.lines) else []
     if layout.header and first != names:
@@ -122,7 +118,7 @@ def _read_checked(path: Path, layout: Layout) -> pd.DataFrame:
     rows = slice(int(layout.header), None)
     lines, widths = text.lines[rows], text.widths[rows]
     allowed = sorted({len(names) - len(layout.short_row), len(names), len(names) + (layout.ignored is not None)})
-    faults: list[tuple[int, int, str]] = []  # row, column, what is wrong: the smallest is the first in the file
+    faults: list[tuple[int, int, str]] = []  # row, column, problem; the smallest comes first in the file
     for row in np.flatnonzero(~np.isin(widths, allowed))[:1]:
         columns = ", ".join([*names, layout.ignored] if layout.ignored else names)
         faults.append((row, -1, f"{widths[row]} columns, expected {' or '.join(map(str, allowed))} ({columns})"))
@@ -141,7 +137,7 @@ def _read_checked(path: Path, layout: Layout) -> pd.DataFrame:
 
 
 def _values(name: str, texts: np.ndarray, layout: Layout) -> tuple[list[object], list[str]]:
-    """Texts of a column as its type, and what is wrong with each; empty where nothing is."""
+    """Convert the texts of a column to its type; also returns an error text for each, empty if the text is valid."""
     kind = layout.columns[name]
     values: list[object] = []
     problems = []
@@ -152,18 +148,18 @@ def _values(name: str, texts: np.ndarray, layout: Layout) -> tuple[list[object],
             hint = f"; {layout.hints[name]}" if name in layout.hints else ""
             value, problem = 0, f"{name} {text!r} is not {'a whole number' if kind is int else 'a number'}{hint}"
         if kind is float and not math.isfinite(value):
-            value, problem = 0, f"{name} is {text}; only finite numbers can be evaluated"
+            value, problem = 0, f"{name} is {text}; it must be a finite number"
         values.append(value)
         problems.append(problem)
     return values, problems
 
 
 class Column(NamedTuple):
-    """One column of a text table: there are far fewer distinct texts than rows.
+    """A column of a text table; stores each distinct text once to save memory.
 
     Attributes:
-        texts: (k,) the texts that occur, without spaces around them.
-        codes: (n,) int, which of them each row has.
+        texts: (k,) the distinct texts, without surrounding spaces.
+        codes: (n,) int, index into `texts` for each row.
     """
 
     texts: np.ndarray
@@ -175,10 +171,10 @@ class TextTable:
     """The fields of a file.
 
     Attributes:
-        lines: (n,) int64, numbers of the lines that are not blank.
-        widths: (n,) int64, how many fields each has.
-        columns: As many as the widest line has fields; empty text where a line is shorter.
-        dialect: The separator and quotes in words.
+        lines: (n,) int64, line numbers of the lines that are not blank.
+        widths: (n,) int64, number of fields of each line.
+        columns: As many columns as the longest line has fields; shorter lines are filled with empty texts.
+        dialect: Description of the separator and quotes.
     """
 
     lines: np.ndarray
@@ -187,22 +183,21 @@ class TextTable:
     dialect: str
 
     def column(self, place: int) -> Column:
-        """A column by its place; one of empty texts where no line has so many fields."""
+        """The column with index `place`; a column of empty texts if no line has so many fields."""
         if place < len(self.columns):
             return self.columns[place]
         return Column(np.array([""], dtype=object), np.zeros(len(self.lines), np.int64))
 
     def record(self, index: int) -> list[str]:
-        """Fields of one line."""
         return [texts[codes[index]] for texts, codes in self.columns[: self.widths[index]]]
 
 
 def read_text(path: Path, separator: str | None = None) -> TextTable:
-    """All fields of a file.
+    """Read all fields of a file.
 
     Args:
-        path: UTF-8 text, or .gz of it; may be empty.
-        separator: Between fields; None: the one with which most lines have the same, largest number of fields.
+        path: UTF-8 text, plain or .gz; may be empty.
+        separator: Separator of the fields; None: the separator for which the usual number of fields is the largest.
 
     Raises:
         ValueError: The file is not UTF-8 text.
@@ -229,18 +224,17 @@ def read_text(path: Path, separator: str | None = None) -> TextTable:
 
 
 def _common_width(sample: Sequence[str], separator: str, quote: str) -> int:
-    """Number of fields that most lines have with this separator."""
+    """The most frequent number of fields per line with this separator."""
     widths = Counter(len(_fields(line, separator, quote)) for line in sample)
     return widths.most_common(1)[0][0] if widths else 0
 
 
 def _fields(line: str, separator: str, quote: str) -> list[str]:
-    """Fields of one line; a quote that is not closed ends with it."""
+    """Fields of one line; a quote that is not closed ends at the end of the line."""
     return next(csv.reader([line], delimiter=separator, quotechar=quote, skipinitialspace=True))
 
 
 def _split_plain(lines: list[str], separator: str, _: str) -> tuple[np.ndarray, list[Column]]:
-    """Widths and columns of lines without quotes."""
     widths = np.array([line.count(separator) for line in lines], dtype=np.int64) + 1
     widest = int(widths.max())
     if widths.min() < widest:
@@ -257,7 +251,6 @@ def _split_plain(lines: list[str], separator: str, _: str) -> tuple[np.ndarray, 
 
 
 def _split_quoted(lines: list[str], separator: str, quote: str) -> tuple[np.ndarray, list[Column]]:
-    """Widths and columns of lines that may hold quotes."""
     records = [_fields(line, separator, quote) for line in lines]
     widths = np.array([len(record) for record in records], dtype=np.int64)
     fields = ([record[place] if place < len(record) else "" for record in records] for place in range(widths.max()))

@@ -1,4 +1,4 @@
-"""Action names by id, from the label map files in use."""
+"""Reads label map files: action names by id."""
 
 from __future__ import annotations
 
@@ -15,22 +15,17 @@ _NUMBERED = re.compile(r"(?P<id>\d+)\s*[\s:,;]\s*(?P<name>\S.*)")
 
 
 def read_label_map(path: str | Path) -> dict[int, str]:
-    """Action names by action id, ascending.
-
-    Three layouts are told apart by their content:
+    """Read a label map in one of three layouts, which are recognized by their content.
 
     - protobuf text, blocks `item { name: "run" id: 3 }` or `label { name: "run" label_id: 3 label_type: ... }`;
-    - plain text, each line an id and a name: `3 run`, `3: run` or `3,run`;
-    - plain text, one name per line; ids count from 1, as AVA's do.
-
-    Args:
-        path: The label map file, UTF-8.
+    - plain text, an id and a name per line: `3 run`, `3: run` or `3,run`;
+    - plain text, one name per line; ids start at 1, as in AVA.
 
     Returns:
-        {id: name}, at least one entry.
+        {id: name} in ascending order, at least one entry.
 
     Raises:
-        ValueError: Nothing in the file, an entry without id or name, an id or name given twice (with the line).
+        ValueError: The file is empty, an entry has no id or name, or an id or name is given twice.
     """
     path = Path(path)
     text = path.read_text(encoding="utf-8-sig")
@@ -39,23 +34,17 @@ def read_label_map(path: str | Path) -> dict[int, str]:
     lines: dict[str, int] = {}
     for line, label_id, name in read(path, text):
         if label_id in names:
-            raise ValueError(
-                f"{path}, line {line}: id {label_id} is already {names[label_id]!r}; give each class its own"
-            )
+            raise ValueError(f"{path}, line {line}: id {label_id} is already {names[label_id]!r}; use a different id")
         if name in lines:
-            raise ValueError(
-                f"{path}, line {line}: {name!r} is already in line {lines[name]}; give each class its own name"
-            )
+            raise ValueError(f"{path}, line {line}: {name!r} is already in line {lines[name]}; use a different name")
         names[label_id], lines[name] = name, line
     if not names:
-        raise ValueError(
-            f"{path}: no class found; expected `item {{ name: ... id: ... }}` blocks or one class per line"
-        )
+        raise ValueError(f"{path}: no class found; expected blocks `item {{ name: ... id: ... }}` or a class per line")
     return dict(sorted(names.items()))
 
 
 def _protobuf_entries(path: Path, text: str) -> Iterator[tuple[int, int, str]]:
-    """Line, id and name of every block of a protobuf text file."""
+    """Line, id and name of every block."""
     position = 0
     while rest := text[position:].strip():
         position = text.index(rest, position)
@@ -65,22 +54,18 @@ def _protobuf_entries(path: Path, text: str) -> Iterator[tuple[int, int, str]]:
             continue
         block = _BLOCK.match(text, position)
         if block is None:
-            raise ValueError(
-                f"{path}, line {line}: {rest.splitlines()[0]!r} is not the start of an item or label block"
-            )
+            raise ValueError(f"{path}, line {line}: {rest.splitlines()[0]!r} does not start an item or label block")
         fields, position = _block_fields(path, text, block.end())
         label_id = fields.get("id", fields.get("label_id"))
         if label_id is None or not label_id.isdecimal():
-            raise ValueError(
-                f"{path}, line {line}: the block has id {label_id!r}; expected `id: <number>` or `label_id: <number>`"
-            )
+            raise ValueError(f"{path}, line {line}: the block has id {label_id!r}; expected `id: <number>`")
         if not fields.get("name"):
             raise ValueError(f"{path}, line {line}: the block with id {label_id} has no name")
         yield line, int(label_id), fields["name"]
 
 
 def _block_fields(path: Path, text: str, position: int) -> tuple[dict[str, str], int]:
-    """Fields of the block whose content starts at `position`, and where its closing brace ends."""
+    """Fields of the block whose content starts at `position`, and the position after its closing brace."""
     fields: dict[str, str] = {}
     separator = re.compile(r"(?:[\s,;]|#[^\n]*)*")
     while True:
@@ -97,7 +82,6 @@ def _block_fields(path: Path, text: str, position: int) -> tuple[dict[str, str],
 
 
 def _plain_entries(path: Path, text: str) -> Iterator[tuple[int, int, str]]:
-    """Line, id and name of every line of a plain text file."""
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     numbered = [_NUMBERED.fullmatch(line) for _, line in lines]
     if not any(numbered):
@@ -105,7 +89,5 @@ def _plain_entries(path: Path, text: str) -> Iterator[tuple[int, int, str]]:
         return
     for (number, line), match in zip(lines, numbered, strict=True):
         if match is None:
-            raise ValueError(
-                f"{path}, line {number}: {line!r} has no id but other lines do; write `<id> <name>` in every line"
-            )
+            raise ValueError(f"{path}, line {number}: {line!r} has no id but other lines do; give all lines an id")
         yield number, int(match["id"]), match["name"]

@@ -1,4 +1,4 @@
-"""Checked tubes from the dictionaries in which UCF101-24, JHMDB and MultiSports are distributed."""
+"""Converts and checks the dictionaries in which UCF101-24, JHMDB and MultiSports are distributed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 UCF101_RESOLUTION = (240, 320)
-"""Height and width of every UCF101 video; `pyannot.pkl` does not say."""
+"""Height and width of all UCF101 videos, which `pyannot.pkl` does not contain."""
 
 _KEYS = ("labels", "train_videos", "test_videos", "nframes", "resolution", "gttubes")
 
@@ -22,8 +22,8 @@ class Tube:
 
     Attributes:
         label: Class number from 0.
-        first_frame: Number of the first frame, from 1.
-        boxes: (n, 4) float64, xyxy in pixels from 0, one per frame, corner pixels included.
+        first_frame: Number of the first frame; frames are numbered from 1.
+        boxes: (n, 4) float64, one box per frame, xyxy in pixels from 0; the box includes its corner pixels.
     """
 
     label: int
@@ -32,7 +32,7 @@ class Tube:
 
     @property
     def frames(self) -> np.ndarray:
-        """(n,) int64, number of each box's frame, from 1."""
+        """(n,) int64, the frame number of each box, from 1."""
         return np.arange(self.first_frame, self.first_frame + len(self.boxes))
 
 
@@ -41,9 +41,8 @@ class TubeAnnotations:
     """A data set of videos with tubes.
 
     Attributes:
-        labels: Class names; a class's number is its place.
-        train_videos: Names of the training videos of each split.
-        test_videos: Names of the test videos of each split.
+        labels: Class names; the class number is the index in this list.
+        train_videos, test_videos: Names of the videos of each split.
         nframes: {video: number of frames}.
         resolution: {video: (height, width) in pixels}.
         tubes: {video: its tubes}.
@@ -58,16 +57,10 @@ class TubeAnnotations:
 
     @property
     def num_splits(self) -> int:
-        """Number of ways in which the videos are divided."""
         return len(self.test_videos)
 
     def videos(self, split: int, subset: Literal["train", "test"]) -> list[str]:
-        """Names of the videos of a subset.
-
-        Args:
-            split: Number of the split, from 1.
-            subset: Which part.
-        """
+        """Names of the training or test videos of a split; splits are numbered from 1."""
         if not 1 <= split <= self.num_splits:
             raise ValueError(f"split {split} does not exist; choose one of 1 to {self.num_splits}")
         if subset not in ("train", "test"):
@@ -78,19 +71,22 @@ class TubeAnnotations:
 def checked(
     path: Path, content: Mapping[str, Any], test_list: str | Path | None, resolution: tuple[int, int]
 ) -> TubeAnnotations:
-    """Annotations of either packaging."""
+    """Annotations from a dictionary in either of the two layouts.
+
+    Raises:
+        ValueError: The content is malformed, or `test_list` is missing or superfluous.
+    """
     if "gttubes" not in content:
         if test_list is None:
             missing = ", ".join(key for key in _KEYS if key not in content)
             raise ValueError(f"{path} has no {missing}; if it is a pyannot.pkl, name the list of its test videos")
         return _from_pyannot(path, content, _listed_videos(Path(test_list)), resolution)
     if test_list is not None:
-        raise ValueError(f"{path} brings its own splits; leave out the list of test videos {test_list}")
+        raise ValueError(f"{path} contains splits; leave out the list of test videos {test_list}")
     return _from_content(path, content)
 
 
 def _from_content(path: Path, content: Mapping[str, Any]) -> TubeAnnotations:
-    """Checked annotations of the dictionary layout."""
     if missing := [key for key in _KEYS if key not in content]:
         raise ValueError(f"{path} has no {', '.join(missing)}; expected {', '.join(_KEYS)}")
     labels = [str(label) for label in content["labels"]]
@@ -115,25 +111,25 @@ def _from_content(path: Path, content: Mapping[str, Any]) -> TubeAnnotations:
 
 
 def _resolution(where: str, size: Sequence[int]) -> tuple[int, int]:
-    """Height and width, both positive."""
+    """Check and convert height and width."""
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"{where}: the resolution is {size}, expected (height, width) in pixels")
     return int(size[0]), int(size[1])
 
 
 def _class_number(where: str, number: object, num_classes: int) -> int:
-    """A class number inside the list of names."""
+    """Check and convert a class number."""
     try:
         value = int(number)  # type: ignore[call-overload]
     except (TypeError, ValueError):
         value = -1
     if not 0 <= value < num_classes:
-        raise ValueError(f"{where}: unknown class {number!r}; the file names {num_classes} classes, from 0")
+        raise ValueError(f"{where}: unknown class {number!r}; the file names {num_classes} classes, numbered from 0")
     return value
 
 
 def _tube(where: str, label: int, rows: Any, nframes: int) -> Tube:
-    """A tube from rows of frame, x1, y1, x2, y2."""
+    """Check and convert a tube given as rows of frame, x1, y1, x2, y2."""
     try:
         values = np.asarray(rows, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -144,27 +140,26 @@ def _tube(where: str, label: int, rows: Any, nframes: int) -> Tube:
         raise ValueError(f"{where}: a tube has values that are not finite")
     frames = values[:, 0]
     if frames[0] != np.floor(frames[0]) or (np.diff(frames) != 1).any():
-        raise ValueError(f"{where}: a tube's frame numbers do not count up by one: {frames[:5].tolist()} ...; split it")
+        raise ValueError(f"{where}: a tube's frame numbers must increase by one, got {frames[:5].tolist()} ...")
     if frames[0] < 1 or frames[-1] > nframes:
-        raise ValueError(f"{where}: a tube spans frames {frames[0]:g} to {frames[-1]:g}, the video has 1 to {nframes}")
+        raise ValueError(f"{where}: a tube spans frames {frames[0]:g} to {frames[-1]:g}, not within 1 to {nframes}")
     inverted = np.flatnonzero((values[:, 1:3] > values[:, 3:]).any(axis=1))
     if len(inverted):
         frame, *box = values[inverted[0]].tolist()
-        raise ValueError(f"{where}, frame {frame:g}: the box {box} ends before it starts; expected x1, y1, x2, y2")
+        raise ValueError(f"{where}, frame {frame:g}: the box {box} is inverted; expected x1, y1, x2, y2")
     return Tube(label, int(frames[0]), values[:, 1:])
 
 
 def _listed_videos(path: Path) -> list[str]:
-    """Video names of a split list: first word of each line, without `.avi`."""
-    return [
-        line.split()[0].removesuffix(".avi") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()
-    ]
+    """Read the names of test videos: the first word of each line, without `.avi`."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.split()[0].removesuffix(".avi") for line in lines if line.strip()]
 
 
 def _from_pyannot(
     path: Path, content: Mapping[str, Any], listed: Sequence[str], resolution: tuple[int, int]
 ) -> TubeAnnotations:
-    """Checked annotations of the packaging by video; boxes x, y, w, h cover the pixels x to x + w - 1."""
+    """Annotations from `pyannot.pkl`, {video: annotations}."""
     labels = _class_names(path, content)
     nframes: dict[str, int] = {}
     tubes: dict[str, list[Tube]] = {}
@@ -177,9 +172,7 @@ def _from_pyannot(
     known = set(content)
     missing = [video for video in listed if video not in known]
     if len(missing) == len(listed):
-        raise ValueError(
-            f"{path} has none of the {len(listed)} listed test videos; is it the list of another data set?"
-        )
+        raise ValueError(f"{path} has none of the {len(listed)} listed test videos; choose the list of this data set")
     if missing:
         warnings.warn(
             f"{path} has no annotations of {len(missing)} of {len(listed)} listed test videos (first: {missing[0]})",
@@ -191,7 +184,7 @@ def _from_pyannot(
 
 
 def _class_names(path: Path, content: Mapping[str, Any]) -> list[str]:
-    """Names of the classes by number, from the folders in the video names."""
+    """Class names in order of their numbers; the name is the folder part of a video's name."""
     names: dict[int, str] = {}
     for video, entry in content.items():
         if not isinstance(entry, dict) or "label" not in entry:
@@ -200,21 +193,20 @@ def _class_names(path: Path, content: Mapping[str, Any]) -> list[str]:
         if names.setdefault(int(entry["label"]), name) != name:
             raise ValueError(f"{path}, video {video}: class {entry['label']} is already {names[int(entry['label'])]}")
     if sorted(names) != list(range(len(names))):
-        raise ValueError(f"{path}: class numbers {sorted(names)} do not count from 0 without a gap")
+        raise ValueError(f"{path}: class numbers must be 0, 1, 2, ... without a gap, got {sorted(names)}")
     return [names[number] for number in range(len(names))]
 
 
 def _tube_of_span(where: str, tube: Any, num_classes: int, nframes: int) -> Tube:
-    """A tube from its first frame and one past its last, both from 0, and boxes x, y, w, h."""
+    """Convert a tube of frames sf to ef - 1, counted from 0; a box x, y, w, h covers the pixels x to x + w - 1."""
     if not isinstance(tube, dict) or not {"label", "sf", "ef", "boxes"} <= tube.keys():
         raise ValueError(f"{where}: expected annotations with label, sf, ef and boxes")
-    # 8-bit corners plus 8-bit sizes would wrap around at 256.
+    # Convert first: the sum of 8-bit corners and sizes would overflow at 256.
     boxes = np.asarray(tube["boxes"], dtype=np.float64)
-    if boxes.ndim != 2 or boxes.shape != (int(tube["ef"]) - int(tube["sf"]), 4):
-        raise ValueError(
-            f"{where}: boxes of shape {boxes.shape} for frames {tube['sf']} to {tube['ef']}, expected (ef - sf, 4)"
-        )
-    frames = np.arange(int(tube["sf"]), int(tube["ef"])) + 1
+    start, end = int(tube["sf"]), int(tube["ef"])
+    if boxes.shape != (end - start, 4):
+        raise ValueError(f"{where}: boxes of shape {boxes.shape} for frames {start} to {end}, expected (ef - sf, 4)")
+    frames = np.arange(start, end) + 1
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:] - 1], axis=1)
     label = _class_number(where, tube["label"], num_classes)
     return _tube(where, label, np.column_stack([frames, corners]), nframes)

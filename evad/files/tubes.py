@@ -1,13 +1,13 @@
-"""Annotations as tubes, the format of UCF101-24, JHMDB and MultiSports: actors and their actions frame by frame.
+"""Reads, writes and converts annotations as tubes, the format of UCF101-24, JHMDB and MultiSports.
 
     python -m evad.files.tubes SRC DST [--test-list F] [--resolution H W]
 
-writes SRC as DST.json (the layout of the pickles, as JSON) or DST.parquet (one row per box). `read_tubes` reads both
-back, and the two pickles in use (without running code that a pickle may contain, see `evad.files.safe_pickle`):
+writes SRC as DST.json (with the layout of the pickles) or DST.parquet (one row per box). `read_tubes` reads both, and
+the two kinds of pickles in use, without running code from a pickle (see `evad.files.safe_pickle`):
 
 - `UCF101v2-GT.pkl`, `JHMDB-GT.pkl` and MultiSports': a dictionary of `labels`, `train_videos`, `test_videos`,
   `nframes`, `resolution` and `gttubes`;
-- `pyannot.pkl` of UCF101-24: {video: {`numf`, `label`, `annotations`}}, whose split is a list of test videos.
+- `pyannot.pkl` of UCF101-24: {video: {`numf`, `label`, `annotations`}}; a text file lists the test videos.
 """
 
 from __future__ import annotations
@@ -25,27 +25,22 @@ from pyarrow import parquet
 
 from evad.files.csv_rows import BOX
 from evad.files.safe_pickle import load_plain
-from evad.files.tube_packages import (
-    UCF101_RESOLUTION,
-    Tube,
-    TubeAnnotations,
-    checked,
-)
+from evad.files.tube_packages import UCF101_RESOLUTION, Tube, TubeAnnotations, checked
 
 
 def read_tubes(
     path: str | Path, test_list: str | Path | None = None, resolution: tuple[int, int] = UCF101_RESOLUTION
 ) -> TubeAnnotations:
-    """Annotations of a data set.
+    """Read and check the annotations of a data set.
 
     Args:
-        path: .json or .parquet as `write_tubes` writes them, else a pickle.
-        test_list: Text file with the name of a test video per line; needed for `pyannot.pkl` and only there.
-        resolution: Height and width of the videos of a `pyannot.pkl`.
+        path: .json or .parquet written by `write_tubes`, or a pickle.
+        test_list: Text file with the name of a test video per line; needed only for `pyannot.pkl`.
+        resolution: Height and width of the videos, used only for `pyannot.pkl`.
 
     Raises:
-        ValueError: Truncated or refused pickle, missing key, unknown class, wrong shape, frames outside the video; with
-            the name of the video.
+        ValueError: Truncated or refused pickle, missing key, unknown class, wrong shape, or frames outside the video;
+            the text names the video.
     """
     path = Path(path)
     if path.suffix == ".parquet":
@@ -59,28 +54,22 @@ def read_tubes(
     try:
         return checked(path, content, test_list, resolution)
     except (TypeError, AttributeError, KeyError, IndexError) as error:
-        raise ValueError(f"{path} is built differently from tube annotations: {error}") from error
+        raise ValueError(f"{path} does not have the layout of tube annotations: {error}") from error
 
 
 def write_tubes(annotations: TubeAnnotations, path: str | Path) -> None:
-    """Write annotations in a format that any language reads; `read_tubes` is the inverse.
+    """Write annotations as JSON or Parquet; `read_tubes` is the inverse.
 
     Args:
-        annotations: The data set.
         path: .json (the dictionary layout, class numbers as text) or .parquet (a row per box: video, label, tube,
             frame, x1, y1, x2, y2; everything else as JSON in the schema's metadata under `evad`).
 
     Raises:
-        ValueError: Another suffix.
+        ValueError: The file name has another suffix.
     """
     path = Path(path)
-    about = {
-        "labels": annotations.labels,
-        "train_videos": annotations.train_videos,
-        "test_videos": annotations.test_videos,
-        "nframes": annotations.nframes,
-        "resolution": annotations.resolution,
-    }
+    keys = ("labels", "train_videos", "test_videos", "nframes", "resolution")
+    about = {key: getattr(annotations, key) for key in keys}
     if path.suffix == ".json":
         path.write_text(json.dumps(about | {"gttubes": _tubes_by_class(annotations)}), encoding="utf-8")
     elif path.suffix == ".parquet":
@@ -101,7 +90,6 @@ def _tubes_by_class(annotations: TubeAnnotations) -> dict[str, dict[str, list[li
 
 
 def _box_table(annotations: TubeAnnotations) -> pa.Table:
-    """One row per box."""
     tubes = [(video, number, tube) for video, group in annotations.tubes.items() for number, tube in enumerate(group)]
     lengths = [len(tube.boxes) for _, _, tube in tubes]
     boxes = np.concatenate([np.zeros((0, 4)), *(tube.boxes for _, _, tube in tubes)])
@@ -118,7 +106,6 @@ def _box_table(annotations: TubeAnnotations) -> pa.Table:
 
 
 def _json_content(path: Path) -> Any:
-    """The dictionary layout, from JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -126,7 +113,7 @@ def _json_content(path: Path) -> Any:
 
 
 def _parquet_content(path: Path) -> Any:
-    """The dictionary layout, from Parquet."""
+    """Read Parquet as the dictionary layout."""
     try:
         table = parquet.read_table(path)
     except pa.ArrowInvalid as error:
@@ -144,24 +131,18 @@ def _parquet_content(path: Path) -> Any:
 
 
 def summary(annotations: TubeAnnotations) -> str:
-    """Facts about a data set, one per line: size, splits, videos without tubes, boxes outside the frame."""
+    """Describe a data set: size, splits, videos without tubes, boxes outside the frame."""
     tubes = [(video, tube) for video, group in annotations.tubes.items() for tube in group]
     boxes = sum(len(tube.boxes) for _, tube in tubes)
     outside = [(video, count) for video, tube in tubes if (count := _num_outside(annotations.resolution[video], tube))]
     bare = [video for video, group in annotations.tubes.items() if not group]
     splits = zip(annotations.train_videos, annotations.test_videos)
-    return "\n".join(
-        [
-            f"{len(annotations.nframes)} videos, {len(annotations.labels)} classes, {len(tubes)} tubes, {boxes} boxes",
-            *(
-                f"split {i}: {len(train)} training and {len(test)} test videos"
-                for i, (train, test) in enumerate(splits, 1)
-            ),
-            f"{len(bare)} videos without a tube" + (f" (first: {bare[0]})" if bare else ""),
-            f"{sum(count for _, count in outside)} boxes reach outside the frame"
-            + (f" (first: video {outside[0][0]})" if outside else ""),
-        ]
-    )
+    lines = [f"{len(annotations.nframes)} videos, {len(annotations.labels)} classes, {len(tubes)} tubes, {boxes} boxes"]
+    lines += [f"split {i}: {len(a)} training and {len(b)} test videos" for i, (a, b) in enumerate(splits, 1)]
+    lines.append(f"{len(bare)} videos without a tube" + (f" (first: {bare[0]})" if bare else ""))
+    first = f" (first: video {outside[0][0]})" if outside else ""
+    lines.append(f"{sum(count for _, count in outside)} boxes reach outside the frame{first}")
+    return "\n".join(lines)
 
 
 def _num_outside(resolution: tuple[int, int], tube: Tube) -> int:
@@ -171,7 +152,6 @@ def _num_outside(resolution: tuple[int, int], tube: Tube) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Convert tube annotations to JSON or Parquet and say what they hold."""
     parser = argparse.ArgumentParser(prog="python -m evad.files.tubes", description="Convert tube annotations.")
     parser.add_argument("source", metavar="SRC", help="pickle, .json or .parquet")
     parser.add_argument("destination", metavar="DST", help=".json or .parquet")

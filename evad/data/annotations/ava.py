@@ -1,11 +1,11 @@
-"""Annotation files of AVA v2.1 and v2.2, and frame lists -> image paths; no pixels.
+"""Reads the annotation files of AVA v2.1 and v2.2, and the frame lists that name extracted images.
 
 Annotation csv, one line per action of a person, no header:
 
     video,second,x1,y1,x2,y2,action id,person id
 
-A line of two columns, `video,second`, names a keyframe that may have nobody in it. Boxes are fractions of width and
-height. Excluded timestamps are lines of `video,second` too.
+A line of two columns, `video,second`, names a keyframe that may have no person in it. Boxes are fractions of width and
+height. The file of excluded timestamps has lines of `video,second` as well.
 """
 
 from __future__ import annotations
@@ -35,19 +35,18 @@ def scan_ava(
     valid_seconds: tuple[float, float] | None = VALID_SECONDS,
     excluded: Path | None = None,
 ) -> Annotations:
-    """Every line of AVA's files but those that the settings leave out, which the findings count.
+    """Read all lines of AVA's annotation files; a finding counts the lines that the settings leave out.
 
     Args:
-        files: Annotation csv files by split.
-        class_ids: Action ids that lines may have; AVA: 1 to 80.
+        class_ids: Allowed action ids; AVA: 1 to 80.
         names: Names of the evaluated classes by action id.
         first_second: The second at which the video files or extracted frames begin (AVA: 900; full movies: 0).
-        annotated_fps: Frames per second of the clock `Keyframe.position` counts.
-        valid_seconds: First and last second that count; None allows all.
+        annotated_fps: Ticks per second of `Keyframe.position`.
+        valid_seconds: Lines before the first or after the second of these seconds are left out; None keeps all.
         excluded: csv of validation frames to leave out.
 
     Raises:
-        FileNotFoundError: A file is not there.
+        FileNotFoundError: A file is missing.
         ValueError: A file is empty or cannot be read.
     """
     tables = [(split, read_table(path, ava_widths=(2, 8))) for split, paths in files.items() for path in paths]
@@ -75,11 +74,11 @@ def scan_ava(
 def _person_ids(rows: pd.DataFrame) -> list[Finding]:
     wrong = [text for text in rows["actor"].unique() if whole_number(text) is None]
     message, remedy = "the person id (8th column) is not a whole number", "number the persons of a video"
-    return row_finding(rows, rows["actor"].isin(wrong) & ~rows["nobody"], "person-id", "error", message, remedy)
+    return row_finding(rows, rows["actor"].isin(wrong) & ~rows["empty"], "person-id", "error", message, remedy)
 
 
 def _inside(rows: pd.DataFrame, low: float, high: float) -> tuple[pd.DataFrame, list[Finding]]:
-    """Rows of the seconds that count, and a finding about the others."""
+    """Leave out the rows outside the seconds `low` to `high`, with a finding that counts them."""
     inside = rows["time"].between(low, high) | ~rows["valid"]
     if inside.all():
         return rows, []
@@ -92,7 +91,7 @@ def _inside(rows: pd.DataFrame, low: float, high: float) -> tuple[pd.DataFrame, 
 
 
 def _without(rows: pd.DataFrame, excluded: Path) -> tuple[pd.DataFrame, list[Finding]]:
-    """Rows without the excluded frames of the validation, and a finding about these and wrong lines of the file."""
+    """Leave out the excluded validation frames, with findings about them and about malformed lines of `excluded`."""
     table = read_table(excluded, ava_widths=(2,))
     wrong = [finding for finding in table.findings if finding.severity == "error"]
     instants = pd.MultiIndex.from_frame(table.rows[["video", "time"]])
@@ -104,10 +103,10 @@ def _without(rows: pd.DataFrame, excluded: Path) -> tuple[pd.DataFrame, list[Fin
 
 
 def read_frame_lists(path: str | Path, root: str | Path) -> dict[str, Sequence[str]]:
-    """Image files of each video in order, from a frame list.
+    """Read the image files of each video, in order, from a frame list.
 
-    The list is a table with the header `original_vido_id video_id frame_id path labels` (so spelt), separated by
-    spaces, tabs or commas; `path` is relative to `root`; `frame_id` counts the frames of a video.
+    The list is a table with the header `original_vido_id video_id frame_id path labels` (with this spelling), separated
+    by spaces, tabs or commas; `path` is relative to `root`; `frame_id` numbers the frames of a video.
 
     Raises:
         ValueError: A column is missing, or the frame ids of a video are not consecutive.

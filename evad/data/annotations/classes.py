@@ -1,4 +1,4 @@
-"""Classes of a data set by id: from a label file, or from the labels that occur."""
+"""Finds the classes of a data set, in a label file or among the annotated labels."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ import numpy as np
 import pandas as pd
 
 UNKNOWN = -1
-"""`class_id` of a label that is not a class, and of lines without a box."""
+"""`class_id` of a label that is not a class, or of a line without a box."""
 
 _LABEL_FILES = ("labels.txt", "label_map.pbtxt", "label_map.txt")
 
 
 def find_label_file(folder: Path, given: str | None) -> Path | None:
-    """The file that lists the classes; None if no name was given and there is none.
+    """Find the file that lists the classes; None if no name was given and no such file exists.
 
     Args:
-        folder: Where to look.
         given: Name of the file; None: labels.txt, label_map.pbtxt, label_map.txt, or the only .pbtxt file.
 
     Raises:
-        FileNotFoundError: The given file is not there.
+        FileNotFoundError: The given file is missing.
     """
     if given is not None:
         if not (folder / given).is_file():
@@ -36,7 +35,10 @@ def find_label_file(folder: Path, given: str | None) -> Path | None:
 
 
 def derive_classes(labels: pd.Series) -> dict[int, str]:
-    """Classes by id from the labels that occur: whole numbers are ids, anything else is numbered from 1 by name."""
+    """Classes by id, from the annotated labels.
+
+    If all labels are whole numbers, they are the ids. Otherwise the labels are sorted and numbered from 1.
+    """
     texts = sorted({text for text in labels.unique() if text})
     numbers = [whole_number(text) for text in texts]
     ids = sorted({number for number in numbers if number is not None})
@@ -44,7 +46,7 @@ def derive_classes(labels: pd.Series) -> dict[int, str]:
 
 
 def find_class_ids(labels: pd.Series, classes: Mapping[int, str]) -> pd.Series:
-    """Class id of each label, by name or else by number; UNKNOWN where neither exists."""
+    """Class id of each label, which may be a class name or an id; UNKNOWN if it is neither."""
     by_name = {name: number for number, name in classes.items()}
     ids = {}
     for text in labels.unique():
@@ -54,7 +56,7 @@ def find_class_ids(labels: pd.Series, classes: Mapping[int, str]) -> pd.Series:
 
 
 def whole_number(text: str) -> int | None:
-    """A text as whole number (`3`, `3.0`), or None."""
+    """Convert a text such as `3` or `3.0` to a whole number; None if it is something else."""
     try:
         value = float(text)
     except ValueError:

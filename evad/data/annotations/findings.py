@@ -1,4 +1,4 @@
-"""Findings about a data set: what is wrong or worth knowing, how often, where, and what to do."""
+"""Findings about a data set: what is wrong or worth knowing, how often, where, and how to mend it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Finding:
 
     Attributes:
         kind: Stable short name, such as `boxes-swapped`.
-        severity: `error`: training would be wrong or stop; `warning`: look at it; `info`: good to know.
+        severity: `error`: training would be wrong or stop; `warning`: probably a mistake; `info`: good to know.
         message: What was found, as a clause that can follow an example.
         remedy: What to do about it; may be empty.
-        count: Number of lines, videos or classes concerned.
-        examples: The first few of them, with file and line where known.
+        count: Number of affected lines, videos or classes.
+        examples: The first few affected lines, videos or classes, with file and line if known.
     """
 
     kind: str
@@ -39,31 +39,28 @@ class Finding:
         return f"{where}{self.message}{remedy}{others}"
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields as JSON types."""
         return {**asdict(self), "examples": list(self.examples)}
 
 
 def by_severity(findings: Iterable[Finding]) -> list[Finding]:
-    """Errors first, then warnings; otherwise in the order given."""
+    """Errors first, then warnings, then infos; each in the given order."""
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
 def listed(names: Iterable[object]) -> str:
-    """The first few names, separated by commas."""
     texts = list(map(str, names))
     return ", ".join(texts[:MAX_EXAMPLES]) + (", ..." if len(texts) > MAX_EXAMPLES else "")
 
 
 def errors(findings: Iterable[Finding]) -> list[Finding]:
-    """Those that would make training wrong."""
     return [finding for finding in findings if finding.severity == "error"]
 
 
 def require_sound(findings: Sequence[Finding]) -> None:
-    """Raise if training would be wrong.
+    """Raise if the findings include errors.
 
     Raises:
-        ValueError: There are errors; the text lists all of them.
+        ValueError: Training would be wrong; the text lists all errors.
     """
     found = errors(findings)
     if len(found) == 1:

@@ -1,4 +1,4 @@
-"""All annotations of a data set, correct or not, with their clock and splits, and the keyframes made of them."""
+"""Turns annotation tables into one table with splits and classes, and that table into keyframes."""
 
 from __future__ import annotations
 
@@ -26,15 +26,7 @@ _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Length, rate and size of a video.
-
-    Attributes:
-        num_frames: Number of frames.
-        fps: Frames per second, see `Timed`.
-        height: Height of a frame in pixels, as displayed.
-        width: Width of a frame in pixels, as displayed.
-        times: When each frame is shown where the rate varies, see `Timed`.
-    """
+    """Length, rate and size of a video; the attributes are those that `VideoReader` describes."""
 
     num_frames: int
     fps: float
@@ -45,11 +37,11 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class Clock:
-    """How annotated times count.
+    """Converts annotated times to frames of the video file and to `Keyframe.position`.
 
     Attributes:
-        unit: `seconds`, or `frames` of the video file.
-        first: The time of a video's first frame.
+        unit: Unit of the annotated times: `seconds`, or `frames` of the video file.
+        first: Annotated time of a video's first frame.
         ticks_per_second: Rate of `Keyframe.position`; None: positions are frames of the file.
     """
 
@@ -58,16 +50,16 @@ class Clock:
     ticks_per_second: float | None = None
 
     def frame(self, time: np.ndarray | float, video: Timed) -> np.ndarray:
-        """Times in one video as frames of its file, from 0, with a fraction."""
+        """Convert times in one video to frames of its file, from 0; may be fractional."""
         since = np.asarray(time, dtype=np.float64) - self.first
         return since if self.unit == "frames" else frame_at(video, since)
 
     def position(self, time: np.ndarray | float, video: Timed | None) -> np.ndarray:
-        """Times in one video as `Keyframe.position`; without the video they must be seconds."""
+        """Convert times in one video to `Keyframe.position`; `video` may be None if the times are seconds."""
         since = np.asarray(time, dtype=np.float64) - self.first
         if self.unit == "seconds" and self.ticks_per_second is not None:
-            return since * self.ticks_per_second  # whatever the file's rate
-        assert video is not None, "frames of the file need the file"
+            return since * self.ticks_per_second  # does not depend on the file's frame rate
+        assert video is not None, "times in frames can be converted only with the video"
         if self.ticks_per_second is None:
             return self.frame(time, video)
         if video.times is None:
@@ -75,11 +67,11 @@ class Clock:
         return second_at(video, since) * self.ticks_per_second
 
     def frames(self, rows: pd.DataFrame, videos: Mapping[str, Timed]) -> np.ndarray:
-        """`frame` of rows with the columns `video` and `time`."""
+        """Apply `frame` to rows with the columns `video` and `time`."""
         return _by_video(rows, lambda time, video: self.frame(time, videos[video]))
 
     def positions(self, rows: pd.DataFrame, videos: Mapping[str, Timed] | None) -> np.ndarray:
-        """`position` of rows with the columns `video` and `time`."""
+        """Apply `position` to rows with the columns `video` and `time`."""
         if videos is None:
             return self.position(rows["time"].to_numpy(), None)
         return _by_video(rows, lambda time, video: self.position(time, videos[video]))
@@ -94,17 +86,14 @@ def _by_video(rows: pd.DataFrame, convert: Callable[[np.ndarray, str], np.ndarra
 
 @dataclass(frozen=True)
 class Annotations:
-    """Every line of a data set's annotations.
+    """Every line of a data set's annotations, whether correct or not.
 
     Attributes:
-        rows: As `AnnotationTable.rows`, with `split` (train or val, else as spelt) and `class_id` (or UNKNOWN).
-        classes: Class names by id, ascending; ids are the columns of the model's output in this order.
-        evaluated: Ids that the evaluation counts.
-        boxes: Unit of the boxes.
-        clock: How times count.
-        given_classes: Whether a label file gives the classes; else they are those of the lines.
-        overhang: Severity of a box that reaches over the frame's edge: `error`, or `warning` where it is cut off.
-        findings: What was found while reading.
+        rows: `AnnotationTable.rows` with `split` (train, val, or the unknown text in the file) and `class_id`.
+        classes: Class names by id, ascending; the columns of the model's output are in this order.
+        clock: Meaning of the `time` column.
+        given_classes: True if a label file lists the classes, False if they were collected from the annotated labels.
+        overhang: Severity of a box that reaches over the frame's edge: `warning` if it is cut off, else `error`.
     """
 
     rows: pd.DataFrame
@@ -117,28 +106,32 @@ class Annotations:
     findings: list[Finding]
 
     def of(self, split: str) -> pd.DataFrame:
-        """Rows of one split."""
         return self.rows[self.rows["split"] == split]
 
     @property
     def people(self) -> pd.DataFrame:
-        """Rows that hold a box whose numbers can be read."""
-        return self.rows[self.rows["valid"] & ~self.rows["nobody"]]
+        """Rows with a box whose numbers could be read."""
+        return self.rows[self.rows["valid"] & ~self.rows["empty"]]
 
 
 def join_tables(train: AnnotationTable, val: AnnotationTable | None, val_fraction: float, seed: int) -> pd.DataFrame:
-    """All rows with their split: by file, else by the `split` column, else whole videos drawn at random.
+    """Divide annotations into training and validation.
+
+    A second table is the validation set. Without it the `split` column decides, and without that column whole videos
+    are drawn at random.
 
     Args:
-        train: The annotations; only those of training if there is a second table.
-        val: Annotations of validation.
-        val_fraction: Share of the videos that are drawn for validation; at least one is drawn and one is not.
-        seed: Seed of the drawing.
+        train: All annotations, or the training annotations if there is a second table.
+        val_fraction: Share of the videos drawn for validation; each split gets at least one video.
+
+    Raises:
+        ValueError: The tables have different units of time, or the videos cannot be divided.
     """
     if val is not None:
         if train.unit != val.unit:
             raise ValueError(
-                f"the training annotations give times in {train.unit}, those of validation in {val.unit}; use one"
+                f"times are in {train.unit} in the training annotations, but in {val.unit} in the validation "
+                "annotations; use the same unit in both"
             )
         return pd.concat([train.rows.assign(split="train"), val.rows.assign(split="val")], ignore_index=True)
     rows = train.rows.copy()
@@ -151,7 +144,7 @@ def join_tables(train: AnnotationTable, val: AnnotationTable | None, val_fractio
     if len(videos) < 2:
         raise ValueError(
             f"{rows['file'].iloc[0] if len(rows) else 'the annotations'}: {len(videos)} videos cannot be divided into "
-            "training and validation; annotate more, or say with a split column which lines are train and val"
+            "training and validation; annotate more videos, or add a split column with train or val in each line"
         )
     count = min(max(round(val_fraction * len(videos)), 1), len(videos) - 1)
     drawn = np.random.default_rng(seed).permutation(len(videos))[:count]
@@ -165,13 +158,11 @@ def make_keyframes(
 ) -> list[Keyframe]:
     """Keyframes of a split, ordered by video and time; boxes as fractions, cut off at the frame's edges.
 
-    Lines with the same box and actor become one box with several classes. The arrays of all keyframes are slices of
-    common ones.
+    Lines with the same box and actor become one box with several classes. To save memory, the arrays of the keyframes
+    are slices of a few large arrays.
 
     Args:
-        annotations: Their rows must be sound.
-        split: train or val.
-        infos: Length, rate and size of the videos of the split; may be None if boxes are fractions and times seconds.
+        infos: Facts about the videos of the split; may be None if boxes are fractions and times are seconds.
         class_columns: Class id of each column of `Keyframe.labels`.
     """
     rows = annotations.of(split)
@@ -181,7 +172,7 @@ def make_keyframes(
     instants = rows.drop_duplicates("frame")
     videos = [infos[video] for video in instants["video"]] if infos is not None else []
     positions = annotations.clock.positions(instants, infos)
-    lines = rows[~rows["nobody"]]
+    lines = rows[~rows["empty"]]
     box_of_line = lines.groupby(["frame", *BOX, "actor"], sort=False).ngroup().to_numpy()
     people = lines[~pd.Series(box_of_line).duplicated().to_numpy()]
     column = {class_id: place for place, class_id in enumerate(class_columns)}
@@ -202,9 +193,9 @@ def make_keyframes(
 
 
 def keyframe_rows(keyframes: Sequence[Keyframe], class_columns: Sequence[int]) -> pd.DataFrame:
-    """The inverse of `make_keyframes`: a row per label of each box, and one per keyframe with nobody in it.
+    """The inverse of `make_keyframes`: a row per label of each box, and a row per keyframe without boxes.
 
-    `time` is the keyframe's position, `line` 0 and `file` empty, as the lines are not known.
+    `time` is the keyframe's position. `line` is 0 and `file` is empty, because keyframes do not record them.
     """
     counts = np.array([len(keyframe.boxes) for keyframe in keyframes], dtype=np.int64)
     boxes = np.concatenate([np.zeros((0, 4)), *(keyframe.boxes for keyframe in keyframes)])
@@ -215,9 +206,9 @@ def keyframe_rows(keyframes: Sequence[Keyframe], class_columns: Sequence[int]) -
     place = np.concatenate([np.repeat(np.arange(len(keyframes)), counts)[person], empty])
     numbers = np.concatenate([np.array(class_columns, dtype=np.int64)[column], np.full(len(empty), UNKNOWN)])
     rows = pd.DataFrame(np.concatenate([boxes[person], np.full((len(empty), 4), np.nan)]), columns=BOX)
-    rows["nobody"] = numbers == UNKNOWN
+    rows["empty"] = numbers == UNKNOWN
     rows["class_id"] = numbers
-    rows["label"] = np.where(rows["nobody"], "", numbers.astype(str))
+    rows["label"] = np.where(rows["empty"], "", numbers.astype(str))
     rows["actor"] = np.concatenate([actors[person], np.full(len(empty), -1)]).astype(str)
     rows["video"] = np.array([keyframe.video for keyframe in keyframes], dtype=object)[place]
     rows["timestamp"] = np.array([keyframe.timestamp for keyframe in keyframes], dtype=object)[place]
@@ -226,7 +217,7 @@ def keyframe_rows(keyframes: Sequence[Keyframe], class_columns: Sequence[int]) -
 
 
 def _actor_ids(texts: pd.Series) -> pd.Series:
-    """Actors as numbers: as given where all are whole numbers, else in order of appearance; -1 where there is none."""
+    """Actors as numbers: as written if all are whole numbers, else in order of appearance; -1 if not given."""
     named = [text for text in texts.unique() if text]
     numbers = {text: whole_number(text) for text in named}
     if None in numbers.values():

@@ -1,10 +1,10 @@
-"""Boxes of an external person detector for AVA keyframes, from the csv files two-stage methods share.
+"""Reads boxes of an external person detector for AVA keyframes, from the csv files that two-stage methods publish.
 
-One line per box, no header, the action column empty or anything:
+A file has one line per box and no header; the content of the action column is ignored:
 
     video,second,x1,y1,x2,y2,action,score
 
-Boxes are fractions of width and height. Lines that repeat a box for another action are one box with the highest score.
+Boxes are fractions of width and height. A box that is repeated for another action is read once, with its highest score.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from evad.structures import Keyframe
 logger = logging.getLogger(__name__)
 
 _LAYOUT = Layout({"video": str, "second": float, **dict.fromkeys(BOX, float), "action": str, "score": float})
-_OVERHANG = 0.01  # detectors round; a box that reaches further out is not in fractions
+_OVERHANG = 0.01  # allows for rounding; a box that reaches further out is not in fractions
 
 
 @dataclass(frozen=True)
 class ProposalFiles:
-    """Files of detected boxes, and which of the boxes are used.
+    """Files of detected boxes, and the rule by which boxes are chosen.
 
-    Evaluation classifies the boxes detected with at least the threshold. Training classifies the annotated boxes, and
-    besides them the detected ones (as SlowFast's training lists do) that overlap an annotated box with an IoU of
-    `match_iou` or more; they take the actions of the one they overlap most.
+    Evaluation classifies the detected boxes with a score of at least `threshold`. Training classifies all annotated
+    boxes and, like SlowFast, also the detected boxes with an IoU of at least `match_iou` with an annotated box. Such a
+    box learns the actions of the annotated box that it overlaps most.
 
     Attributes:
-        train: csv of boxes for training, in `annotations/` unless absolute; None: only the annotated boxes.
-        val: csv of boxes for evaluation; None: no keyframe has proposals, as the model finds actors itself.
+        train: csv of boxes for training, in `annotations/` unless absolute; None: train on annotated boxes only.
+        val: csv of boxes for evaluation; None: keyframes get no proposals, because the model finds actors itself.
         threshold: Boxes with a lower score are left out.
-        match_iou: Smallest overlap at which a detected box is trained with the actions of an annotated one.
+        match_iou: Smallest IoU with an annotated box at which a detected box is trained.
     """
 
     train: str | None = None
@@ -53,25 +53,24 @@ class ProposalFiles:
         if self.train is not None and self.val is None:
             raise ValueError("data.proposals.train is given without data.proposals.val, which evaluation needs")
         if not 0 <= self.threshold <= 1:
-            raise ValueError(f"data.proposals.threshold is {self.threshold}; scores lie within [0, 1]")
+            raise ValueError(f"data.proposals.threshold is {self.threshold}; it must be within [0, 1], as scores are")
         if not 0.5 <= self.match_iou <= 1:
             raise ValueError(
-                f"data.proposals.match_iou is {self.match_iou}; below 0.5 the evaluation would not match the box with "
-                "the person either: choose 0.5 to 1"
+                f"data.proposals.match_iou is {self.match_iou}; choose 0.5 to 1, because "
+                "evaluation does not match boxes with a lower IoU"
             )
 
     def attach(
         self, split: Literal["train", "val"], keyframes: Sequence[Keyframe], find: Callable[[str], Path]
     ) -> list[Keyframe]:
-        """Keyframes with their proposals; unchanged if there are no files.
+        """Add proposals to the keyframes of a split; without files they stay unchanged.
 
         Args:
-            split: Of the keyframes.
-            keyframes: Timestamps are seconds.
-            find: Name of a file -> path.
+            keyframes: Keyframes whose timestamps are seconds.
+            find: Turns the name of a file into its path.
 
         Raises:
-            ValueError: see `read_proposals`.
+            ValueError: See `read_proposals`.
         """
         if self.val is None:
             return list(keyframes)
@@ -100,13 +99,12 @@ _NOTHING = np.zeros((0, 5))
 
 
 def with_annotated(keyframe: Keyframe, detected: np.ndarray, match_iou: float, left_out: Counter[str]) -> Keyframe:
-    """A training keyframe whose proposals are its annotated boxes, with score 1, and detected ones that match them.
+    """Give a training keyframe its annotated boxes, with score 1, and the matching detected boxes as proposals.
 
     Args:
-        keyframe: Without proposals.
         detected: (m, 5) boxes as fractions, score.
-        match_iou: Smallest overlap that counts.
-        left_out: Counts, by reason; changed.
+        match_iou: Smallest IoU with an annotated box at which a detected box is used.
+        left_out: Number of unused boxes by reason; updated in place.
     """
     pairs = np.broadcast_arrays(detected[:, None, :4], keyframe.boxes[None])
     matches = box_iou(*pairs).max(axis=1, initial=0.0) >= match_iou
@@ -117,12 +115,12 @@ def with_annotated(keyframe: Keyframe, detected: np.ndarray, match_iou: float, l
 
 
 def read_proposals(path: str | Path) -> pd.DataFrame:
-    """Detected boxes of a file: video, second, x1, y1, x2, y2, score, each box once.
+    """Read detected boxes as a table of video, second, x1, y1, x2, y2, score, each box once.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: File and line of the first line with another number of columns, a value that is not a finite
-            number, a box that is inverted or not in fractions, or a score outside [0, 1].
+        ValueError: A line has a wrong number of columns, a value that is not a finite number, a box that is inverted or
+            not in fractions, or a score outside [0, 1]; the text names the file and the line.
     """
     path = Path(path)
     rows = read_rows(path, _LAYOUT)
@@ -147,7 +145,7 @@ def _require(holds: np.ndarray, path: Path, rows: pd.DataFrame, problem: str) ->
 
 
 def boxes_by_frame(rows: pd.DataFrame) -> dict[tuple[str, float], np.ndarray]:
-    """(video, second) -> (m, 5) boxes and scores, highest score first."""
+    """Group boxes by (video, second); each value is (m, 5) boxes and scores, highest score first."""
     rows = rows.sort_values(["video", "second", "score"], ascending=[True, True, False], kind="stable")
     starts = np.flatnonzero(~rows.duplicated(["video", "second"]).to_numpy())
     frames = zip(rows["video"].iloc[starts], rows["second"].iloc[starts].astype(float))
@@ -156,13 +154,10 @@ def boxes_by_frame(rows: pd.DataFrame) -> dict[tuple[str, float], np.ndarray]:
 
 
 def _report(path: Path, keyframes: Sequence[Keyframe], left_out: Counter[str]) -> None:
-    """Log how many boxes were used and how many left out."""
     counts = [len(keyframe.proposals) for keyframe in keyframes if keyframe.proposals is not None]
-    logger.info(
-        "%s: %d proposals of %d keyframes, annotated boxes included in training", path, sum(counts), len(counts)
-    )
+    logger.info("%s: %d proposals of %d keyframes, with annotated boxes in training", path, sum(counts), len(counts))
     for reason, count in left_out.items():
         if count:
             logger.info("%s: %d detected boxes are left out: %s", path, count, reason)
     if 0 in counts:
-        logger.info("%s: %d keyframes have no box, so nobody is found there", path, counts.count(0))
+        logger.info("%s: %d keyframes have no box, so no person is found there", path, counts.count(0))

@@ -1,4 +1,4 @@
-"""What annotation lines show without any video: wrong units, swapped columns, shifted labels, leaks, empty classes."""
+"""Checks annotations without opening videos: wrong units, swapped columns, shifted labels, leaks, empty classes."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ from evad.data.annotations.keyframes import SPLITS, Annotations
 from evad.data.annotations.table import row_finding
 from evad.files.csv_rows import BOX
 
-MOST = 0.5  # a mistake in a larger share of the lines is one of the whole file
-EDGE = 1e-6  # tolerance for fractions that end at the frame's edge
+MOST = 0.5  # a mistake in a larger share of the lines is reported as a mistake of the whole file
+EDGE = 1e-6  # tolerance for rounding of boxes that end at the frame's edge
 
 
 def annotation_findings(annotations: Annotations) -> list[Finding]:
-    """Everything that can be found without opening a video."""
     checks = (_shifted, _splits, _leaks, _class_examples)
     return [*line_findings(annotations), *(finding for check in checks for finding in check(annotations))]
 
 
 def line_findings(annotations: Annotations) -> list[Finding]:
-    """What is wrong with the lines of one or more splits, each taken alone."""
+    """Check each line of one or more splits, without comparing splits or classes."""
     checks = (_times, _box_order, _box_scale, _box_area, _labels, _duplicates)
     return [*annotations.findings, *(finding for check in checks for finding in check(annotations))]
 
 
 def class_counts(annotations: Annotations) -> pd.DataFrame:
-    """Labelled boxes per class (index: class id) and split (columns: train, val)."""
+    """Number of labelled boxes per class (index: class id) and split (columns: train, val)."""
     people = annotations.people
     known = people[people["class_id"] != UNKNOWN]
     counts = pd.crosstab(known["class_id"], known["split"])
@@ -40,14 +39,9 @@ def class_counts(annotations: Annotations) -> pd.DataFrame:
 
 def _times(annotations: Annotations) -> list[Finding]:
     rows, clock = annotations.rows[annotations.rows["valid"]], annotations.clock
-    found = row_finding(
-        rows,
-        rows["time"] < clock.first,
-        "time-before-start",
-        "error",
-        f"the time is before {clock.first:g}, the start of the videos",
-        "correct the time, or set data.first_time (AVA: data.video_start_second) to the time of a video's first frame",
-    )
+    message = f"the time is before {clock.first:g}, the start of the videos"
+    remedy = "correct the time, or set data.first_time (AVA: data.video_start_second) to the time of the first frame"
+    found = row_finding(rows, rows["time"] < clock.first, "time-before-start", "error", message, remedy)
     if clock.unit == "frames":
         fractional = rows["time"] != rows["time"].round()
         remedy = "name the column `time` if it holds seconds"
@@ -56,7 +50,7 @@ def _times(annotations: Annotations) -> list[Finding]:
 
 
 def _box_order(annotations: Annotations) -> list[Finding]:
-    """Corners in another order than x1, y1, x2, y2, or width and height in place of the second one."""
+    """Find corners in another order than x1, y1, x2, y2, or width and height in place of x2, y2."""
     people = annotations.people
     x1, y1, x2, y2 = people[BOX].to_numpy().T
     inverted = (x2 < x1) | (y2 < y1)
@@ -68,16 +62,16 @@ def _box_order(annotations: Annotations) -> list[Finding]:
     message, remedy, kind = "the box is inverted (x2 < x1 or y2 < y1)", "write x1 <= x2 and y1 <= y2", "box-inverted"
     systematic = inverted.sum() >= 3 and inverted.mean() > 0.2
     if systematic and pairs:
-        message = f"{message}, but read as x1, x2, y1, y2 every box is sound"
+        message = f"{message}, but all boxes are sound if read as x1, x2, y1, y2"
         remedy, kind = "write the corners as x1, y1, x2, y2", "box-column-order"
     elif systematic and sizes:
-        message = f"{message}, but read as x, y, width, height every box is sound"
+        message = f"{message}, but all boxes are sound if read as x, y, width, height"
         remedy, kind = "write x2 = x + width and y2 = y + height", "box-width-height"
     return row_finding(people, inverted, kind, "error", message, remedy)
 
 
 def _box_scale(annotations: Annotations) -> list[Finding]:
-    """Pixels given as fractions, fractions given as pixels, and fractions outside the frame."""
+    """Find pixels declared as fractions, fractions declared as pixels, and fractions outside the frame."""
     people = annotations.people
     if people.empty:
         return []
@@ -97,13 +91,7 @@ def _box_scale(annotations: Annotations) -> list[Finding]:
 
 
 def outside_frame(people: pd.DataFrame, fractions: np.ndarray, annotations: Annotations) -> list[Finding]:
-    """Boxes completely or partly outside the frame.
-
-    Args:
-        people: Rows with boxes.
-        fractions: (n, 4) their boxes, xyxy as fractions.
-        annotations: Where they are from.
-    """
+    """Boxes completely or partly outside the frame; `fractions` are the (n, 4) boxes of `people`, xyxy."""
     x1, y1, x2, y2 = fractions.T
     wholly = (x1 >= 1) | (y1 >= 1) | (x2 <= 0) | (y2 <= 0)
     partly = ~wholly & ((fractions < -EDGE) | (fractions > 1 + EDGE)).any(axis=1)
@@ -124,11 +112,11 @@ def _box_area(annotations: Annotations) -> list[Finding]:
 
 
 def _labels(annotations: Annotations) -> list[Finding]:
-    """Labels that are not a class; ids that count from the wrong number."""
+    """Find labels that are not a class, and ids that start at the wrong number."""
     people, classes = annotations.people, annotations.classes
     unknown = people["class_id"] == UNKNOWN
     if not annotations.given_classes:
-        remedy = "write the label, or remove the box as well if nobody is there"
+        remedy = "write the label, or remove the box as well if there is no person"
         empty = row_finding(people, unknown, "unknown-label", "error", "the box has no label", remedy)
         return [*empty, *_similar_names(annotations)]
     if not unknown.any():
@@ -140,13 +128,11 @@ def _labels(annotations: Annotations) -> list[Finding]:
     kind, message = "unknown-label", f"not among the {span}: {listed(texts)}"
     remedy = "add the class to the label list, or correct the label"
     if set(texts) == {str(first - 1)}:
-        kind, message = (
-            f"labels-from-{first - 1}",
-            f"labels count from {first - 1}, the label list ({span}) from {first}",
-        )
+        kind = f"labels-from-{first - 1}"
+        message = f"labels start at {first - 1}, but the label list ({span}) starts at {first}"
         remedy = f"add 1 to every label, or number the classes from {first - 1} in the label list"
     elif first == 0 and set(texts) == {str(last + 1)} and 0 not in numbers:
-        kind, message = "labels-from-1", f"labels count from 1, the label list ({span}) from 0"
+        kind, message = "labels-from-1", f"labels start at 1, but the label list ({span}) starts at 0"
         remedy = "subtract 1 from every label, or number the classes from 1 in the label list"
     elif close := _closest(texts, list(classes.values())):
         remedy = f"{remedy}; did you mean {close}?"
@@ -154,7 +140,7 @@ def _labels(annotations: Annotations) -> list[Finding]:
 
 
 def _shifted(annotations: Annotations) -> list[Finding]:
-    """Known ids that never use the last class, so may count from one too low."""
+    """Find ids that never use the last class: they may start at 0 instead of 1."""
     present = set(annotations.people["class_id"])
     if not annotations.given_classes or UNKNOWN in present:
         return []
@@ -162,12 +148,12 @@ def _shifted(annotations: Annotations) -> list[Finding]:
     numeric = all(text.isdecimal() for text in annotations.people["label"].unique())
     if not numeric or first != 1 or last in present or len(present) < len(annotations.classes) - 2:
         return []
-    message = f"no line has label {last} ({annotations.classes[last]!r}), the last one; ids may count from 0"
-    return [Finding("labels-from-0", "warning", message, "compare the labels with the picture of examples")]
+    message = f"no line has label {last} ({annotations.classes[last]!r}), the last one; ids may start at 0"
+    return [Finding("labels-from-0", "warning", message, "compare the labels with the pictures in examples.png")]
 
 
 def _similar_names(annotations: Annotations) -> list[Finding]:
-    """Names that differ only by capitals or spaces, where the lines give the classes."""
+    """Find class names that differ only by capitals or spaces, if there is no label file."""
     spellings: dict[str, list[str]] = {}
     for name in annotations.classes.values():
         spellings.setdefault("".join(name.lower().replace("_", " ").split()), []).append(name)
@@ -185,7 +171,7 @@ def _splits(annotations: Annotations) -> list[Finding]:
     found = row_finding(rows, ~rows["split"].isin(SPLITS), "unknown-split", "error", "the split is unknown", remedy)
     for split in SPLITS:
         if not annotations.of(split)["valid"].any():
-            message, remedy = f"there is nothing in the {split} split", "say which lines or videos belong to it"
+            message, remedy = f"there is nothing in the {split} split", "assign lines or videos to it"
             found.append(Finding("empty-split", "error", message, remedy))
     return found
 
@@ -193,31 +179,28 @@ def _splits(annotations: Annotations) -> list[Finding]:
 def _duplicates(annotations: Annotations) -> list[Finding]:
     rows = annotations.rows[annotations.rows["valid"]]
     repeated = rows.duplicated(["split", "video", "time", *BOX, "label", "actor"])
-    message = "the line repeats another one and counts once"
+    message = "the line repeats another line and is used once"
     return row_finding(rows, repeated, "duplicate-line", "warning", message, "remove it")
 
 
 def _leaks(annotations: Annotations) -> list[Finding]:
-    """Videos and keyframes that are in train and in val."""
+    """Find videos and keyframes that are in both splits."""
     train, val = (annotations.of(split) for split in SPLITS)
     shared = val[val["video"].isin(set(train["video"]))]
     if shared.empty:
         return []
     videos = shared["video"].unique()
     instants = pd.MultiIndex.from_frame(train[["video", "time"]])
-    same = shared[pd.MultiIndex.from_frame(shared[["video", "time"]]).isin(instants)]
+    same = shared[pd.MultiIndex.from_frame(shared[["video", "time"]]).isin(instants)].drop_duplicates(["video", "time"])
     message = f"{len(videos)} videos are in train and val, so the validation scores are too good"
     remedy = "keep each video in one split"
     found = [Finding("leak-video", "warning", message, remedy, len(videos), tuple(videos[:MAX_EXAMPLES]))]
-    message = "the keyframe is in train and in val, so the validation tests what was trained on"
-    return found + row_finding(
-        same.drop_duplicates(["video", "time"]), np.ones(len(same.drop_duplicates(["video", "time"]))),
-        "leak-keyframe", "error", message, remedy,
-    )  # fmt: skip
+    message = "the keyframe is in train and in val, so validation tests on training data"
+    return found + row_finding(same, np.ones(len(same)), "leak-keyframe", "error", message, remedy)
 
 
 def _class_examples(annotations: Annotations) -> list[Finding]:
-    """Classes without examples, and how uneven the others are."""
+    """Find classes without examples, and classes with far more examples than others."""
     counts = class_counts(annotations)
     counts = counts[counts.index.isin(annotations.evaluated)]
     if counts.empty:
@@ -228,18 +211,18 @@ def _class_examples(annotations: Annotations) -> list[Finding]:
         severity = "info" if split == "val" else "warning"
         if empty:
             message = f"{len(empty)} of {len(counts)} classes have no {split} example and {other}: {listed(empty)}"
-            remedy = "" if split == "val" else "annotate examples, or take the class off the label list"
+            remedy = "" if split == "val" else "annotate examples, or remove the class from the label list"
             found.append(Finding(f"class-empty-{split}", severity, message, remedy, len(empty)))  # type: ignore[arg-type]
     train = counts["train"][counts["train"] > 0]
     if len(train) > 1 and train.max() >= 20 * train.min():
         ids = train.index.to_numpy(np.int64)
         most, least = (annotations.classes[int(ids[place])] for place in (train.argmax(), train.argmin()))
         message = f"classes are uneven: {most!r} has {train.max()} training examples, {least!r} {train.min()}"
-        found.append(Finding("class-balance", "info", message, "rare classes pull the mAP down"))
+        found.append(Finding("class-balance", "info", message, "rare classes lower the mAP"))
     return found
 
 
 def _closest(texts: Counter[str], names: list[str]) -> str:
-    """`running for runing`: class names close to the unknown labels."""
+    """Suggest class names for unknown labels, such as `'running' for 'runing'`."""
     pairs = ((text, difflib.get_close_matches(text, names, n=1)) for text in list(texts)[:MAX_EXAMPLES])
     return ", ".join(f"{close[0]!r} for {text!r}" for text, close in pairs if close)

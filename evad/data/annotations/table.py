@@ -1,14 +1,14 @@
-"""Annotation tables in many dialects: every line is read, and bad ones are kept and reported.
+"""Reads annotation tables in many dialects; malformed lines are kept and reported instead of raising an error.
 
-Strict readers read the same way and then call `evad.data.annotations.findings.require_sound`, which raises if a line
-is wrong. Two layouts are told apart by their first line:
+To raise an error for them, call `evad.data.annotations.findings.require_sound` afterwards. The first line of a file
+tells which of two layouts it has:
 
 - with a header that names the columns, in any order: `video`, `time` (seconds) or `frame`, `x1`, `y1`, `x2`, `y2`,
   `label`, and optionally `actor` and `split`;
 - AVA's, without a header: `video, second, x1, y1, x2, y2, label[, actor]`, or `video, second` alone.
 
-Fields are separated by commas, tabs, semicolons or spaces, with or without quotes. A line whose box and label are empty
-(AVA: of two columns) is an instant with nobody in it.
+Fields are separated by commas, tabs, semicolons or spaces, with or without quotes. A line with an empty box and label
+(in AVA's layout, a line of two columns) is an instant with no person in it.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class AnnotationTable:
     """All lines of a file.
 
     Attributes:
-        rows: One row per readable line: `file`, `line`, `video` (without file ending), `timestamp` (the time as spelt),
-            `time` and BOX (float64, NaN where there is no number), `label`, `actor`, `split` (text, empty if absent),
-            `nobody` (no box and no label) and `valid` (every number is one).
-        unit: What `time` counts.
-        findings: Lines that cannot be read, and how the file was read.
+        rows: One row per readable line: `file`, `line`, `video` (without file ending), `timestamp` (the time as text),
+            `time` and BOX (float64, NaN if not a number), `label`, `actor`, `split` (text, empty if not given),
+            `empty` (no box and no label) and `valid` (the time and any box are finite numbers).
+        unit: Unit of `time`.
+        findings: Malformed lines, and how the file was read.
     """
 
     rows: pd.DataFrame
@@ -64,12 +64,10 @@ class AnnotationTable:
 
 
 def read_table(path: str | Path, ava_widths: tuple[int, ...] | None = None) -> AnnotationTable:
-    """Every line of an annotation file.
+    """Read every line of an annotation file.
 
     Args:
-        path: The file.
-        ava_widths: Numbers of columns that a line may have, of a file in AVA's layout; None: the first line tells the
-            layout.
+        ava_widths: Allowed numbers of columns, if the file has AVA's layout; None: decide by the first line.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -105,7 +103,7 @@ def read_table(path: str | Path, ava_widths: tuple[int, ...] | None = None) -> A
 def row_finding(
     rows: pd.DataFrame, where: pd.Series | np.ndarray, kind: str, severity: str, message: str, remedy: str = ""
 ) -> list[Finding]:
-    """A finding about the rows where `where` is true; none if there are none."""
+    """A finding about the rows marked by `where`; an empty list if none is marked."""
     bad = rows[np.asarray(where, dtype=bool)]
     if bad.empty:
         return []
@@ -114,21 +112,20 @@ def row_finding(
 
 
 def describe(row) -> str:  # type: ignore[no-untyped-def]  # a named tuple of pandas
-    """A row of an annotation table in words: where it is and what it says."""
+    """Describe a row of an annotation table: file and line, then its content."""
     place = f"{row.file}, line {row.line}: " if row.line else ""
-    box = "" if row.nobody else f", box {' '.join(f'{value:g}' for value in (row.x1, row.y1, row.x2, row.y2))}"
+    box = "" if row.empty else f", box {' '.join(f'{value:g}' for value in (row.x1, row.y1, row.x2, row.y2))}"
     label = f", label {row.label!r}" if row.label else ""
     return f"{place}video {row.video}, {row.timestamp}{box}{label}"
 
 
 def _not_numbers(rows: pd.DataFrame) -> list[Finding]:
-    """Lines with a time or a box coordinate that is not a finite number."""
-    remedy = "write plain numbers with a decimal point; to annotate that nobody is in view, leave box and label empty"
+    remedy = "write plain numbers with a decimal point; to annotate an instant without persons, leave them empty"
     return row_finding(rows, ~rows["valid"], "not-a-number", "error", "the time or the box is not a number", remedy)
 
 
 def _is_ava(first: Sequence[str]) -> bool:
-    """Whether the first line is data: its second field is a number, and it names no columns."""
+    """Whether the first line is data: its second field is a number, and no field is a column's name."""
     if len(first) < 2 or {name.strip().lower() for name in first} & {"video", "label"}:
         return False
     try:
@@ -139,7 +136,7 @@ def _is_ava(first: Sequence[str]) -> bool:
 
 
 def _columns(path: Path, header: Sequence[str]) -> tuple[dict[str, int], str]:
-    """Place of each known column, and a text about those with another name and those not read."""
+    """Place of each known column, and a text about renamed and ignored columns."""
     columns: dict[str, int] = {}
     renamed, unread = [], []
     for place, spelt in enumerate(header):
@@ -156,7 +153,7 @@ def _columns(path: Path, header: Sequence[str]) -> tuple[dict[str, int], str]:
     if not {"time", "frame"} & set(columns):
         missing.insert(1, "time or frame")
     if {"time", "frame"} <= set(columns):
-        raise ValueError(f"{path}, line 1: the header has a time and a frame column; keep the one that counts")
+        raise ValueError(f"{path}, line 1: the header has a time and a frame column; keep only one")
     if missing:
         raise ValueError(
             f"{path}, line 1: the header has no {', '.join(missing)}; it must name the columns video, time (seconds) "
@@ -179,7 +176,6 @@ def _wrong_widths(path: Path, text: TextTable, bad: np.ndarray, widths: tuple[in
 
 
 def _rows(path: Path, text: TextTable, kept: np.ndarray, columns: dict[str, int]) -> pd.DataFrame:
-    """The table of `AnnotationTable.rows`."""
 
     def column(name: str) -> tuple[np.ndarray, np.ndarray]:
         texts, codes = text.column(columns.get(name, len(text.columns)))
@@ -199,18 +195,18 @@ def _rows(path: Path, text: TextTable, kept: np.ndarray, columns: dict[str, int]
         texts, codes = column(name)
         rows[name] = _numbers(texts)[codes]
         blank = blank & (texts == "")[codes]
-    rows["nobody"] = blank
+    rows["empty"] = blank
     finite = np.isfinite(rows[NUMBERS].to_numpy())
     rows["valid"] = finite[:, 0] & (finite.all(axis=1) | blank)
     return rows
 
 
 def _numbers(texts: np.ndarray) -> np.ndarray:
-    """Texts as float64, NaN where one is not a number."""
+    """Convert texts to float64, NaN if not a number."""
     return pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").to_numpy(np.float64)
 
 
 def _video_name(text: str) -> str:
-    """Name of a video without the ending of a video file."""
+    """Remove the ending of a video file."""
     stem, dot, suffix = text.rpartition(".")
     return stem if dot and f".{suffix.lower()}" in VIDEO_SUFFIXES else text

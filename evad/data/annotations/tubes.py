@@ -1,4 +1,4 @@
-"""Keyframes from annotated tubes."""
+"""Turns annotated tubes into keyframes."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ def tube_keyframes(
     subset: Literal["train", "test"] = "train",
     every_frame: bool = False,
 ) -> list[Keyframe]:
-    """Every annotated frame of a subset as a keyframe.
+    """Turn every annotated frame of a subset into a keyframe.
 
-    A box covers its corner pixels, so the whole frame, pixels 0 to width - 1, is 0 to 1. Boxes that reach outside the
-    frame are clipped, boxes completely outside are left out, and warnings count both.
+    A box includes its corner pixels, so pixels 0 to width - 1, the whole frame, become fractions 0 to 1. Boxes that
+    reach outside the frame are clipped, boxes completely outside are left out, and warnings report how many.
 
     Args:
-        annotations: The data set.
         split: Number of the split, from 1.
-        subset: Which part.
-        every_frame: Frames without annotation too, as keyframes without boxes: the evaluation programs count what is
-            detected there as false positives, and tubes are linked through them.
+        every_frame: Also turn frames without annotation into keyframes, without boxes. Evaluation needs them:
+            detections there are false positives, and tubes are linked through them.
 
     Returns:
-        Keyframes by video in the order of the split, by ascending frame. Timestamp is the frame number from 1,
-        position that from 0, actor the number of the tube in its video, labels are one-hot.
+        Keyframes ordered by video, as in the split, then by frame. The timestamp is the frame number from 1, the
+        position is the frame number from 0, the actor is the number of the tube in its video, labels are one-hot.
     """
     result: list[Keyframe] = []
     clipped: list[str] = []
     outside: list[str] = []
     for video in annotations.videos(split, subset):
         result += _video_keyframes(annotations, video, every_frame, clipped, outside)
-    for places, fate in ((clipped, "reach outside the frame and were clipped"), (outside, "lie outside: left out")):
+    for places, fate in (
+        (clipped, "reach outside the frame and were clipped"),
+        (outside, "are outside the frame: left out"),
+    ):
         if places:
             warnings.warn(f"{len(places)} boxes {fate} (first: {places[0]})", stacklevel=2)
     return result
@@ -48,7 +49,7 @@ def tube_keyframes(
 def _video_keyframes(
     annotations: TubeAnnotations, video: str, every_frame: bool, clipped: list[str], outside: list[str]
 ) -> Iterator[Keyframe]:
-    """Keyframes of a video; notes where boxes were clipped or left out."""
+    """Keyframes of a video; adds the places of boxes to `clipped` and `outside`."""
     tubes = annotations.tubes[video]
     height, width = annotations.resolution[video]
     frames = np.concatenate([np.zeros(0, dtype=np.int64), *(tube.frames for tube in tubes)])

@@ -1,4 +1,4 @@
-"""Annotated times and boxes against the length and size of their videos."""
+"""Checks annotated times and boxes against the length and size of their videos."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ READ_ERRORS = (VideoError, OSError, ValueError, IndexError)
 AVA_FRAMES, AVA_FPS = 27_030, 30
 """Frames of AVA's 15-minute cuts, extracted at 30 per second."""
 
-_MANY = 50  # videos; from here on a progress bar is shown
+_MANY = 50  # smallest number of videos with a progress bar
 
 
 def probe(open_reader: OpenReader, videos: Sequence[str]) -> tuple[dict[str, VideoInfo], list[Finding]]:
-    """Length, rate and size of each video, and a finding about those that cannot be opened."""
+    """Open each video for its length, rate and size; a finding lists the videos that cannot be opened."""
 
     def look(video: str) -> VideoInfo | str:
         try:
@@ -36,14 +36,13 @@ def probe(open_reader: OpenReader, videos: Sequence[str]) -> tuple[dict[str, Vid
         except READ_ERRORS as error:
             return f"video {video}: {error}"
 
-    # One after another: threads that scan files with PyAV wait for each other longer than they work.
+    # Not in threads: those that scan files with PyAV mostly wait for each other.
     answers = [look(video) for video in track(videos, "Opening videos", disable=len(videos) < _MANY)]
     infos = {video: answer for video, answer in zip(videos, answers) if isinstance(answer, VideoInfo)}
     return infos, undecodable([answer for answer in answers if isinstance(answer, str)])
 
 
 def undecodable(failures: Sequence[str]) -> list[Finding]:
-    """A finding about videos that cannot be read, each with its reason."""
     if not failures:
         return []
     message, remedy = f"{len(failures)} videos cannot be read", "repair them, or remove their lines"
@@ -51,37 +50,29 @@ def undecodable(failures: Sequence[str]) -> list[Finding]:
 
 
 def missing_videos(split: str, videos: Sequence[str], source: ReaderSource) -> list[Finding]:
-    """A finding about annotated videos that are not there.
-
-    Args:
-        split: What the videos are of.
-        videos: Those annotated.
-        source: Where they are looked for.
-    """
+    """A finding about annotated videos of a split that `source` does not have."""
     missing = source.missing(videos)
     if not missing:
         return []
-    message = (
-        f"{len(missing)} of {len(videos)} {split} videos ({listed(missing)}) are not in {source.where(missing[0])}"
-    )
+    where = source.where(missing[0])
+    message = f"{len(missing)} of {len(videos)} {split} videos ({listed(missing)}) are not in {where}"
     remedy = "add them, correct their names, or remove their lines from the annotations"
     return [Finding("video-missing", "error", message, remedy, len(missing))]
 
 
 def video_info(reader: VideoReader) -> VideoInfo:
-    """Length, rate and size of an open video."""
     return VideoInfo(reader.num_frames, reader.fps, reader.height, reader.width, reader.times)
 
 
 def video_findings(annotations: Annotations, infos: Mapping[str, VideoInfo]) -> list[Finding]:
-    """Annotated times and boxes against the length and size of the videos that could be opened."""
+    """Check annotated times and boxes against the videos in `infos`."""
     rows = annotations.rows[annotations.rows["valid"] & annotations.rows["video"].isin(set(infos))]
     if rows.empty:
         return []
     found = _varying_rates(infos) + _times(rows, annotations.clock, infos)
     if annotations.boxes == "pixels":
         sizes = np.array([(info.width, info.height) for info in rows["video"].map(infos)], dtype=np.float64)
-        people = ~rows["nobody"].to_numpy()
+        people = ~rows["empty"].to_numpy()
         found += _pixel_boxes(rows[people], sizes[people], annotations)
     return found
 
@@ -90,7 +81,7 @@ def _varying_rates(infos: Mapping[str, VideoInfo]) -> list[Finding]:
     varying = [f"video {video}: {info.fps:.3g} on average" for video, info in infos.items() if info.times is not None]
     if not varying:
         return []
-    message = f"the frame rate of {len(varying)} videos varies; their seconds are those of the frames' timestamps"
+    message = f"the frame rate of {len(varying)} videos varies; times in seconds follow the timestamps of the frames"
     return [Finding("variable-frame-rate", "info", message, "", len(varying), tuple(varying[:MAX_EXAMPLES]))]
 
 
@@ -109,37 +100,33 @@ def _times(rows: pd.DataFrame, clock: Clock, infos: Mapping[str, VideoInfo]) -> 
     message = f"the time is beyond the end of the video ({worst} has {length})"
     remedy, kind = "correct the time, and check whether the file is complete", "time-beyond-end"
     first = np.floor(time.min())
-    if clock.unit == "seconds" and _whole(time) and (time - clock.first <= num_frames).all():
+    if clock.unit == "seconds" and (time == np.round(time)).all() and (time - clock.first <= num_frames).all():
         kind, message = "frames-as-seconds", f"{message}: the times look like frame numbers, not seconds"
         remedy = "name the column `frame` instead of `time`"
     elif first > clock.first and (replace(clock, first=first).frames(rows, infos) <= num_frames).all():
         kind, message = "time-origin", f"{message}: times begin at {time.min():g}, the videos at {clock.first:g}"
-        remedy = "set data.first_time (AVA: data.video_start_second) to what the clock says at a video's first frame"
+        remedy = "set data.first_time (AVA: data.video_start_second) to the annotated time of a video's first frame"
     return row_finding(rows, beyond, kind, "error", message, remedy)
 
 
 def _time_origin(
     rows: pd.DataFrame, clock: Clock, frame: np.ndarray, num_frames: np.ndarray, fps: np.ndarray
 ) -> list[Finding]:
-    """Clocks that seem to count from 1, and seconds given as frames."""
+    """Find clocks that seem to start at 1, and seconds given as frames."""
     time = rows["time"].to_numpy()
     if clock.first == 0 and time.min() >= 1 and (frame > num_frames - 0.5).any():
-        message = f"a time is the very end of its video and none is below 1: {clock.unit} may count from 1"
+        message = f"a time is the very end of its video, and no time is below 1: {clock.unit} may start at 1"
         at_end = frame > num_frames - 0.5
-        return row_finding(rows, at_end, "time-from-1", "warning", message, "set data.first_time=1 if they do")
+        return row_finding(rows, at_end, "time-from-1", "warning", message, "if so, set data.first_time=1")
     distinct = rows.drop_duplicates(["video", "time"])
     if clock.unit == "frames" and len(distinct) >= 3 and (frame <= num_frames / fps).all() and (fps > 2).all():
         message = "every frame number is below its video's length in seconds: they may be seconds"
-        return [Finding("seconds-as-frames", "warning", message, "name the column `time` if they are")]
+        return [Finding("seconds-as-frames", "warning", message, "if so, name the column `time`")]
     return []
 
 
-def _whole(values: np.ndarray) -> bool:
-    return bool((values == np.round(values)).all())
-
-
 def _pixel_boxes(people: pd.DataFrame, sizes: np.ndarray, annotations: Annotations) -> list[Finding]:
-    """Boxes in pixels against the size of their videos, in (n, 2) width and height."""
+    """Check boxes in pixels against `sizes`, the (n, 2) width and height of their videos."""
     if people.empty:
         return []
     box = people[BOX].to_numpy()
@@ -152,13 +139,13 @@ def _pixel_boxes(people: pd.DataFrame, sizes: np.ndarray, annotations: Annotatio
         message = f"the box reaches {reach}, but with x and y swapped every box fits: x and y look swapped"
         return row_finding(people, beyond, "boxes-swapped", "error", message, "write x before y: x1, y1, x2, y2")
     if beyond.mean() > 0.3:
-        message = f"the box reaches {reach}, like {beyond.mean():.0%} of all: they look drawn at another size"
+        message = f"the box reaches {reach}, like {beyond.mean():.0%} of all boxes: they look drawn at another size"
         return row_finding(people, beyond, "box-scale", "error", message, "scale the boxes to the size of the videos")
     return outside_frame(people, box / np.tile(sizes, 2), annotations)
 
 
 def frame_count_findings(infos: Mapping[str, VideoInfo]) -> list[Finding]:
-    """AVA cuts whose length is more than a second away from 27 030 frames at 30 per second."""
+    """Find AVA cuts that are more than a second longer or shorter than 27 030 frames at 30 per second."""
     counts = {video: info.num_frames / info.fps * AVA_FPS for video, info in infos.items()}
     far = [
         f"video {video}: {count:.0f} frames at 30/s"
@@ -167,10 +154,6 @@ def frame_count_findings(infos: Mapping[str, VideoInfo]) -> list[Finding]:
     ]
     if not far:
         return []
-    message = (
-        f"{len(far)} of {len(infos)} videos are not {AVA_FRAMES} frames long at {AVA_FPS} per second, as AVA's cuts are"
-    )
-    remedy = (
-        "cut them from second 900 to 1801 and extract 30 frames per second, else annotations and pictures drift apart"
-    )
+    message = f"{len(far)} of {len(infos)} videos do not have the {AVA_FRAMES} frames at {AVA_FPS}/s of AVA's cuts"
+    remedy = "cut them from second 900 to 1801 and extract 30 frames per second, so that annotations match the frames"
     return [Finding("frame-count", "warning", message, remedy, len(far), tuple(far[:MAX_EXAMPLES]))]

@@ -1,11 +1,11 @@
-"""Whether a data set is what the settings say it is, before hours of training tell.
+"""Checks a data set before training: whether annotations and videos are readable and fit together.
 
     python -m evad.data.check data=custom data.root=my_videos
     python -m evad.data.check data=ava paths.data=/data
 
-Reads every annotation and every frame that training would, with `data.num_workers` processes, and prints a report. The
-output folder gets `report.json` and `examples.png`: keyframes with their boxes, to look at. Ends with exit code 1 if
-training would be wrong. `evad.data.check.quick` is the part that needs no frames.
+Reads every annotation and frame that training would read, with `data.num_workers` processes, and prints a report. It
+writes `report.json` and `examples.png`, a picture of keyframes with their boxes, into the output folder. The exit code
+is 1 if training would be wrong. `evad.data.check.quick` is the part that reads no frames.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 
 def check(cfg: DictConfig) -> bool:
-    """Check the data set of a configuration; True if it is sound."""
     output = Path(HydraConfig.get().runtime.output_dir)
     try:
         datamodule = build_part(cfg, "data")
@@ -46,11 +45,10 @@ def check(cfg: DictConfig) -> bool:
 
 
 def main() -> None:
-    """Command line; the exit code is 1 if training would be wrong."""
     verdicts: list[bool] = []
 
     def run(cfg: DictConfig) -> None:
-        verdicts.append(check(cfg))  # Hydra drops what a job returns
+        verdicts.append(check(cfg))  # Hydra discards the return value of a job
 
     run_command(run, "check", __doc__)
     sys.exit(0 if all(verdicts) else 1)

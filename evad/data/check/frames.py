@@ -1,4 +1,4 @@
-"""What only decoded frames show: videos that cannot be decoded, boxes that lie beside what moves."""
+"""Checks that need decoded frames: videos that cannot be decoded, boxes with x and y swapped."""
 
 from __future__ import annotations
 
@@ -18,19 +18,16 @@ from evad.metrics.frame_ap import box_iou
 from evad.structures import Keyframe
 
 _CHUNK = 64  # frames read at once
-
 _COMPARED = 8  # keyframes per video whose boxes are compared with the picture
 
 
 @dataclass(frozen=True)
 class VideoJob:
-    """A video to read through.
+    """A video to read.
 
     Attributes:
-        split: train or val.
-        video: Its name.
         times: (n,) float64, distinct annotated times.
-        boxes: Per time, (m, 4) boxes as annotated.
+        boxes: For each time, the (m, 4) annotated boxes.
     """
 
     split: str
@@ -44,10 +41,9 @@ class VideoReport:
     """Result of a `VideoJob`.
 
     Attributes:
-        job: The job.
-        info: Facts about the video; None if it could not be opened.
-        failure: Why it could not be read; empty if it could.
-        contrasts: (m, 2) see `picture_contrasts`.
+        info: Length, rate and size; None if the video could not be opened.
+        failure: Why the video could not be read; empty if it was read.
+        contrasts: (m, 2), see `picture_contrasts`.
     """
 
     job: VideoJob
@@ -56,30 +52,20 @@ class VideoReport:
     contrasts: np.ndarray
 
 
+@dataclass
 class VideoCheck(Dataset[VideoReport]):
-    """Reads every frame that a clip of the video shows, once and in order.
+    """Reads every frame that occurs in a clip of a video, each once and in order.
 
-    Args:
-        jobs: The videos.
-        open_readers: What opens the videos of each split.
-        sampler: Chooses the frames of a clip.
-        clock: How annotated times count.
+    Attributes:
+        open_readers: Opens the videos of each split.
         pixels: Whether boxes are in pixels (else fractions).
     """
 
-    def __init__(
-        self,
-        jobs: Sequence[VideoJob],
-        open_readers: Mapping[str, OpenReader],
-        sampler: ClipSampler,
-        clock: Clock,
-        pixels: bool,
-    ) -> None:
-        self.jobs = jobs
-        self.open_readers = open_readers
-        self.sampler = sampler
-        self.clock = clock
-        self.pixels = pixels
+    jobs: Sequence[VideoJob]
+    open_readers: Mapping[str, OpenReader]
+    sampler: ClipSampler
+    clock: Clock
+    pixels: bool
 
     def __len__(self) -> int:
         return len(self.jobs)
@@ -99,38 +85,35 @@ class VideoCheck(Dataset[VideoReport]):
         return VideoReport(job, info, "", contrasts)
 
     def clip(self, time: float, job: VideoJob, reader: VideoReader) -> np.ndarray:
-        """Frames of the clip at an annotated time; none if the time is outside the video, which is another finding."""
+        """Frames of the clip at an annotated time; empty if outside the video, which `video_findings` reports."""
         if not -1 <= self.clock.frame(time, reader) <= reader.num_frames:
             return np.zeros(0, np.int64)
         position = float(self.clock.position(time, reader))
-        nobody = np.zeros((0, 4))
-        return self.sampler(Keyframe(job.video, f"{time:g}", position, nobody, nobody, np.zeros(0, np.int64)), reader)
+        empty = np.zeros((0, 4))
+        return self.sampler(Keyframe(job.video, f"{time:g}", position, empty, empty, np.zeros(0, np.int64)), reader)
 
     def _contrasts(
         self, job: VideoJob, info: VideoInfo, reader: VideoReader, clips: Mapping[int, np.ndarray]
     ) -> np.ndarray:
         places = list(clips)
-        chosen = (
-            [places[i] for i in np.unique(np.linspace(0, len(places) - 1, _COMPARED).round().astype(int))]
-            if places
-            else []
-        )
+        chosen = np.unique(np.linspace(0, len(places) - 1, min(_COMPARED, len(places))).round().astype(int))
         scale = np.array([info.width, info.height] * 2) if self.pixels else np.ones(4)
-        parts = [picture_contrasts(reader.read(clips[place]), job.boxes[place] / scale) for place in chosen]
+        parts = [picture_contrasts(reader.read(clips[places[i]]), job.boxes[places[i]] / scale) for i in chosen]
         return np.concatenate([np.zeros((0, 2)), *parts])
 
 
 def picture_contrasts(frames: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """How much more edges and motion there are inside the boxes than inside the same boxes with x and y swapped.
+    """Compare edges and motion inside the boxes with those inside the same boxes with x and y swapped.
 
-    Actors have edges and move. Boxes that swapping hardly changes (IoU above 0.5), and unsound ones, are left out.
+    Actors have edges and move, so the correct boxes should hold more of both. Malformed boxes and boxes that hardly
+    change when swapped (IoU above 0.5) are left out.
 
     Args:
         frames: (T, H, W, 3) uint8, the clip around the keyframe.
         boxes: (n, 4) xyxy as fractions.
 
     Returns:
-        (m, 2), logarithm of the ratio of mean edge strength and of mean motion.
+        (m, 2), logarithms of two ratios, original to swapped box: mean edge strength, and mean motion.
     """
     grey = frames.mean(axis=3, dtype=np.float32)
     motion = np.abs(np.diff(grey, axis=0)).mean(axis=0) if len(grey) > 1 else np.zeros(grey.shape[1:], np.float32)
@@ -157,7 +140,7 @@ def _mean_inside(picture: np.ndarray, box: np.ndarray) -> float:
 
 
 def swapped_finding(reports: Sequence[VideoReport]) -> list[Finding]:
-    """Boxes that fit the pictures better with x and y swapped; each video has one vote."""
+    """Find boxes that fit the pictures better with x and y swapped; each video has one vote."""
     votes = np.array([report.contrasts.mean(axis=0) for report in reports if len(report.contrasts)]).reshape(-1, 2)
     if len(votes) < 3:
         return []
@@ -166,21 +149,17 @@ def swapped_finding(reports: Sequence[VideoReport]) -> list[Finding]:
     spread = max(total.std(ddof=1) / np.sqrt(len(total)), 1e-9)
     if against < 0.7 or total.mean() / spread > -2:
         return []
-    # Certain only if edges and motion agree: with a static camera, edges alone may be those of the background.
+    # Certain only if edges and motion agree: with a static camera, the background may have the stronger edges.
     certain = against >= 0.8 and (votes.mean(axis=0) < -0.1).all() and total.mean() / spread < -3
     message = (
         f"x and y of the boxes look swapped: in {against:.0%} of {len(votes)} videos the swapped boxes hold more edges "
         "and motion"
     )
-    remedy = "look at the picture of examples; columns are x1, y1, x2, y2"
+    remedy = "look at examples.png; the columns must be x1, y1, x2, y2"
     return [Finding("boxes-swapped", "error" if certain else "warning", message, remedy)]
 
 
 def read_videos(check: VideoCheck, workers: int) -> list[VideoReport]:
-    """Every report, read by `workers` processes beside a progress bar."""
-    loader = DataLoader(check, batch_size=None, num_workers=workers, collate_fn=_same)  # type: ignore[arg-type]
+    """All reports, read by `workers` processes, with a progress bar."""
+    loader = DataLoader(check, batch_size=None, num_workers=workers)
     return list(track(loader, "Reading videos", len(check)))
-
-
-def _same(report: VideoReport) -> VideoReport:
-    return report

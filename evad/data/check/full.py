@@ -1,4 +1,4 @@
-"""Everything that can be found out about a data set: annotations, videos, frames."""
+"""The complete check of a data set: annotations, videos and frames."""
 
 from __future__ import annotations
 
@@ -18,17 +18,12 @@ from evad.data.clips.ava import AVADataModule
 from evad.data.clips.datamodule import ActionDataModule
 from evad.files.csv_rows import BOX
 
-EXAMPLES = 24  # pictures on the sheet
-
+EXAMPLES = 24  # pictures in examples.png
 AVA_START = 900.0  # second at which AVA's cuts begin
 
 
 def full_check(datamodule: ActionDataModule) -> tuple[Report, list[Example]]:
-    """Everything that can be found out about a data set, and keyframes to look at.
-
-    Args:
-        datamodule: Any data module of this package.
-    """
+    """Run all checks on a data set; also returns keyframes to look at."""
     root = str(getattr(datamodule, "root", type(datamodule).__name__))
     try:
         datamodule.prepare_data()
@@ -53,13 +48,12 @@ def full_check(datamodule: ActionDataModule) -> tuple[Report, list[Example]]:
 
 
 def _jobs(annotations: Annotations, gone: set[str]) -> list[VideoJob]:
-    """One job per split and video that is there."""
     jobs = []
     rows = annotations.rows
     rows = rows[rows["valid"] & rows["split"].isin(SPLITS) & ~rows["video"].isin(gone)]
     for (split, video), lines in rows.groupby(["split", "video"], sort=False):
         instants = list(lines.groupby("time"))
-        boxes = [people.loc[~people["nobody"], BOX].drop_duplicates().to_numpy() for _, people in instants]
+        boxes = [people.loc[~people["empty"], BOX].drop_duplicates().to_numpy() for _, people in instants]
         jobs.append(VideoJob(str(split), str(video), np.array([time for time, _ in instants], np.float64), boxes))
     return jobs
 
@@ -68,7 +62,7 @@ def _split_summaries(annotations: Annotations) -> dict[str, SplitSummary]:
     summaries: dict[str, SplitSummary] = {}
     for split in SPLITS:
         rows = annotations.of(split)
-        people = rows[~rows["nobody"]]
+        people = rows[~rows["empty"]]
         summaries[split] = SplitSummary(
             videos=rows["video"].nunique(),
             keyframes=len(rows.drop_duplicates(["video", "time"])),
@@ -90,11 +84,11 @@ def _class_summaries(annotations: Annotations) -> list[ClassSummary]:
 def _examples(
     annotations: Annotations, check: VideoCheck, reports: list[VideoReport], infos: Mapping[str, VideoInfo]
 ) -> list[Example]:
-    """Keyframes spread evenly over the videos that could be read, one or more of each."""
+    """Keyframes spread evenly over the videos that could be read."""
     good = [report for report in reports if not report.failure and len(report.job.times)]
     rounds = -(-EXAMPLES // max(len(good), 1))
     picked = []
-    for place in np.unique(np.linspace(0, len(good) - 1, min(EXAMPLES, len(good))).round().astype(int)) if good else []:
+    for place in np.unique(np.linspace(0, len(good) - 1, min(EXAMPLES, len(good))).round().astype(int)):
         job = good[place].job
         chosen = np.unique(np.linspace(0, len(job.times) - 1, min(rounds, len(job.times))).round().astype(int))
         picked += [(job, float(job.times[index])) for index in chosen]
@@ -105,7 +99,7 @@ def _examples(
 def _example(
     annotations: Annotations, check: VideoCheck, job: VideoJob, time: float, info: VideoInfo
 ) -> Example | None:
-    """The keyframe of a video at a time; None if the video has no frame there."""
+    """The keyframe of a video at a time; None if the video has no frame at that time."""
     try:
         reader = check.open_readers[job.split](job.video)
         clip = check.clip(time, job, reader)
@@ -115,7 +109,7 @@ def _example(
     except READ_ERRORS:
         return None
     rows = annotations.of(job.split)
-    people = rows[(rows["video"] == job.video) & (rows["time"] == time) & ~rows["nobody"] & rows["valid"]]
+    people = rows[(rows["video"] == job.video) & (rows["time"] == time) & ~rows["empty"] & rows["valid"]]
     scale = np.array([info.width, info.height] * 2) if annotations.boxes == "pixels" else np.ones(4)
     actors = list(people.groupby(BOX, sort=False))
     boxes = np.array([box for box, _ in actors], dtype=np.float64).reshape(-1, 4) / scale

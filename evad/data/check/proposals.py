@@ -1,4 +1,4 @@
-"""Whether an external detector's boxes are those of the annotated keyframes."""
+"""Checks whether the annotated keyframes have boxes of an external detector."""
 
 from __future__ import annotations
 
@@ -10,12 +10,7 @@ from evad.data.clips.datamodule import ActionDataModule
 
 
 def proposal_findings(datamodule: ActionDataModule, annotations: Annotations) -> list[Finding]:
-    """What is wrong with the files of `data.proposals`; empty if there are none.
-
-    Args:
-        datamodule: Any data module of this package; those of AVA's layout can have proposals.
-        annotations: Its annotations.
-    """
+    """Check the files of `data.proposals`, which only data modules of AVA's layout can have."""
     if not isinstance(datamodule, AVADataModule) or datamodule.proposals.val is None:
         return []
     names = {"train": datamodule.proposals.train, "val": datamodule.proposals.val}
@@ -36,14 +31,14 @@ def _split_findings(datamodule: AVADataModule, annotations: Annotations, split: 
         return [Finding("proposals-unreadable", "error", str(error))]
     found = boxes_by_frame(boxes[boxes["score"] >= threshold])
     rows = annotations.of(split)
-    keyframes = rows[~rows["nobody"]].drop_duplicates(["video", "time"])
+    keyframes = rows[~rows["empty"]].drop_duplicates(["video", "time"])
     instants = list(zip(keyframes["video"], keyframes["time"].astype(float)))
     empty = [f"{path}: {video}, {time:g}" for video, time in instants if (video, time) not in found]
     if not empty:
         return []
     message = f"the {split} keyframe has people, but no detected box with a score of {threshold:g} or more"
     if len(empty) < len(instants):
-        consequence = "nobody is found there" if split == "val" else "only the annotated boxes are trained there"
+        consequence = "no person is found there" if split == "val" else "only the annotated boxes are trained there"
         remedy = f"{consequence}, unless you lower data.proposals.threshold"
         return [Finding("proposals-none", "warning", message, remedy, len(empty), tuple(empty[:MAX_EXAMPLES]))]
     remedy = "name videos and seconds as the annotations do, or lower data.proposals.threshold"

@@ -1,4 +1,4 @@
-"""The part of `evad.data.check` that reads no frames, and an explanation for a validation that finds nothing."""
+"""The checks of `evad.data.check` that read no frames, and explanations of a validation mAP of 0."""
 
 from __future__ import annotations
 
@@ -13,11 +13,7 @@ from evad.data.clips.datamodule import ActionDataModule
 from evad.data.video.sources import ReaderSource
 
 ZERO_CAUSES: dict[str, tuple[str, ...]] = {
-    "labels that are not classes, or that count from 0 instead of 1": (
-        "labels-from-0",
-        "labels-from-1",
-        "unknown-label",
-    ),
+    "labels that are not classes, or that start at 0 instead of 1": ("labels-from-0", "labels-from-1", "unknown-label"),
     "boxes in pixels instead of fractions, or the reverse": (
         "pixels-as-fractions",
         "fractions-as-pixels",
@@ -25,9 +21,9 @@ ZERO_CAUSES: dict[str, tuple[str, ...]] = {
         "box-overhang",
     ),
     "corners in another order than x1, y1, x2, y2": ("box-column-order", "box-width-height", "box-inverted"),
-    "times in another unit or with another start": ("time-before-start", "frame-not-whole", "seconds-left-out"),
+    "times in a wrong unit or with a wrong start": ("time-before-start", "frame-not-whole", "seconds-left-out"),
     "classes without training examples": ("class-empty-train", "no-classes", "empty-split"),
-    "detected boxes of other keyframes": ("proposals-unreadable", "proposals-elsewhere", "proposals-none"),
+    "detected boxes that belong to other keyframes": ("proposals-unreadable", "proposals-elsewhere", "proposals-none"),
     "annotations that cannot be read": ("unreadable", "not-a-number", "line-columns", "video-missing"),
 }
 """Usual causes of a validation mAP of 0, each with the findings that point to it."""
@@ -36,12 +32,9 @@ FEW_STEPS = 1000
 
 
 def quick_check(datamodule: ActionDataModule) -> list[Finding]:
-    """What is wrong with a data set as far as annotations and file names show; decodes nothing.
+    """Check annotations and file names, without decoding videos; needs no `setup`.
 
     The annotations stay in `datamodule.scanned`, so that `setup` need not read them again.
-
-    Args:
-        datamodule: Any data module of this package; `setup` need not have been called.
     """
     try:
         datamodule.prepare_data()
@@ -54,17 +47,16 @@ def quick_check(datamodule: ActionDataModule) -> list[Finding]:
 
 
 def unreadable(error: Exception) -> Finding:
-    """The finding about annotations that cannot be read at all."""
     return Finding("unreadable", "error", str(error))
 
 
 def sources(datamodule: ActionDataModule, annotations: Annotations) -> dict[str, ReaderSource]:
-    """Where the pixels of each split are that has any annotation."""
+    """Where to find the pixels of each split with annotations."""
     return {split: datamodule.source(split) for split in SPLITS if len(annotations.of(split))}
 
 
 def look_for_videos(annotations: Annotations, opened: Mapping[str, ReaderSource]) -> tuple[list[Finding], set[str]]:
-    """Findings about annotated videos that are not there, and the names of those."""
+    """Findings about missing videos, and the names of these videos."""
     found, gone = [], set()
     for split, source in opened.items():
         videos = list(annotations.of(split)["video"].unique())
@@ -74,12 +66,11 @@ def look_for_videos(annotations: Annotations, opened: Mapping[str, ReaderSource]
 
 
 def explain_zero_map(findings: Sequence[Finding], detections: int, persons_found: int, steps: int | None = None) -> str:
-    """Which usual causes of a validation mAP of 0 apply, to log once beside it.
+    """List the usual causes of a validation mAP of 0 and the findings that point to each.
 
     Args:
-        findings: What is known about the data: `ActionDataModule.findings`.
-        detections: Number of detected boxes.
-        persons_found: How many annotated persons they overlap, whatever their action.
+        findings: Known findings about the data, see `ActionDataModule.findings`.
+        persons_found: Number of annotated persons that the boxes overlap, regardless of the action.
         steps: Optimizer steps so far; None: not training.
     """
     lines, absent = [f"  what was found: {_symptom(detections, persons_found)}"], []
@@ -90,7 +81,7 @@ def explain_zero_map(findings: Sequence[Finding], detections: int, persons_found
     if steps is not None and steps < FEW_STEPS:
         lines.append(f"  may apply: {steps} optimizer steps are few; without pretrained weights it takes thousands")
     lines += [f"  no sign of: {cause}" for cause in absent]
-    lines.append("  only pictures show: x and y swapped, frames given as seconds; run python -m evad.data.check")
+    lines.append("  not checked: x and y swapped, frames given as seconds; for these run python -m evad.data.check")
     return "mAP is 0. The usual causes:\n" + "\n".join(lines)
 
 
@@ -102,6 +93,4 @@ def _symptom(detections: int, persons_found: int) -> str:
             "no detected box overlaps an annotated person enough; are the annotated boxes x before y and fractions of "
             "the frame, and the timestamps those of the video?"
         )
-    return (
-        f"{persons_found} persons, but none with the right action; do the action ids count from 1 as in the label map?"
-    )
+    return f"{persons_found} persons, but none with the right action; do the action ids start at 1 as in the label map?"

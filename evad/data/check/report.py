@@ -25,8 +25,6 @@ _COLUMNS, _CELL = 4, 360  # pictures per line of the sheet, and their width in p
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """Size of a split."""
-
     videos: int
     keyframes: int
     boxes: int
@@ -35,7 +33,7 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class ClassSummary:
-    """Labelled boxes of a class."""
+    """Number of labelled boxes of a class."""
 
     id: int
     name: str
@@ -45,14 +43,7 @@ class ClassSummary:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a check found out.
-
-    Attributes:
-        data_set: Its folder.
-        splits: Size of train and val.
-        classes: All classes of the label list.
-        findings: What was found.
-    """
+    """Result of a check."""
 
     data_set: str
     splits: dict[str, SplitSummary]
@@ -61,11 +52,9 @@ class Report:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing would make training wrong."""
         return not errors(self.findings)
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it as JSON types."""
         return {
             "data_set": self.data_set,
             "sound": self.sound,
@@ -77,12 +66,11 @@ class Report:
 
 
 def write_json(report: Report, path: Path) -> None:
-    """Write the report as JSON."""
     path.write_text(json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print tables of splits and classes, then the findings, the worst last, where they are seen."""
+    """Print tables of splits and classes, then the findings; the worst come last, next to the prompt."""
     console.rule(f"[bold]{escape(report.data_set)}")
     console.print(_splits_table(report))
     if report.classes:
@@ -123,7 +111,7 @@ def _print_finding(finding: Finding, console: Console) -> None:
 
 @dataclass(frozen=True)
 class Example:
-    """A keyframe of the picture of examples.
+    """A keyframe in `examples.png`.
 
     Attributes:
         caption: Split, video and time.
@@ -139,7 +127,7 @@ class Example:
 
 
 def draw_sheet(examples: Sequence[Example], path: Path) -> None:
-    """Write one picture of all examples, boxes and labels drawn in."""
+    """Draw all examples with their boxes and labels into one picture."""
     cells = [_cell(example) for example in examples]
     lines = [cells[start : start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)]
     heights = [max(cell.height for cell in line) for line in lines]
@@ -152,18 +140,18 @@ def draw_sheet(examples: Sequence[Example], path: Path) -> None:
 
 
 def _cell(example: Example) -> Image.Image:
-    """A keyframe with its boxes, `_CELL` wide, under its caption."""
+    """Draw a keyframe with its boxes, `_CELL` pixels wide, below its caption."""
     height, width = example.image.shape[:2]
     scale = (_CELL - 8) / width
     size = (_CELL - 8, max(round(height * scale), 1))
     image = np.asarray(Image.fromarray(example.image).resize(size, Image.Resampling.BICUBIC))
     boxes = example.boxes * np.tile(np.array(size, dtype=np.float64), 2)
-    # Corners ordered and clipped to the picture, so that boxes in a wrong unit or order can be drawn at all.
+    # Order the corners and clip them to the picture, so that boxes in a wrong unit or order can be drawn.
     corners = np.concatenate([np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])], axis=1)
     limits = np.tile(np.array(size) - 1, 2)
     truth = list(zip(corners.clip(0, limits).tolist(), example.texts))
-    nobody = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, 0), torch.tensor(size[::-1]))
-    drawn = draw_detections(image, nobody, [], truth=truth)
+    none = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, 0), torch.tensor(size[::-1]))
+    drawn = draw_detections(image, none, [], truth=truth)
     cell = Image.new("RGB", (_CELL, size[1] + 24), "white")
     ImageDraw.Draw(cell).text((4, 4), example.caption, fill="black", font=ImageFont.load_default(size=12))
     cell.paste(Image.fromarray(drawn), (4, 20))

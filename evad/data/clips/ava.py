@@ -1,4 +1,4 @@
-"""AVA as a DataModule."""
+"""The DataModule of AVA."""
 
 from __future__ import annotations
 
@@ -27,25 +27,23 @@ _NO_PROPOSALS = ProposalFiles()
 class AVADataModule(ActionDataModule):
     """AVA v2.1 or v2.2, or any data in its layout.
 
-    `root` holds `annotations/` and the pixels, the first of these that exists:
+    `root` holds `annotations/` and the frames or videos. The first of these that exists is read:
 
     - `frame_lists/{train,val}.csv`: image paths relative to `root/frames`;
     - `frames/<video>/`: images numbered `<video>_000001.jpg`, `img_00001.jpg`, ..., extracted at `annotated_fps`;
     - `videos/<video>.mp4` (or .mkv, .webm, .avi, .mov), at any frame rate.
 
     Args:
-        root: Folder of the data set.
-        sampler: Chooses the frames of a clip; its `annotated_fps` is the clock of keyframe positions.
-        version: Stands for `{version}` in the names below.
+        sampler: Chooses the frames of a clip; its `annotated_fps` is the unit of keyframe positions.
+        version: Replaces `{version}` in the names below.
         train_csv: Training annotations, in `root/annotations` like the other files; several files are read as one.
-        val_csv: Validation annotations.
-        excluded_csv: Validation frames that do not count; None: all count.
-        label_map: Names of the evaluated classes. None is the file that comes with the version.
-        num_classes: Outputs of the model: action ids 1 to this number. None: only the ids of the label map.
+        excluded_csv: Validation frames to leave out; None keeps all.
+        label_map: File with the ids and names of the evaluated classes; None: AVA's file for this version.
+        num_classes: Number of outputs of the model, for action ids 1 to `num_classes`; None: the ids of the label map.
         video_start_second: The second at which files and frames begin: 900 for the 15-minute cuts, 0 for whole movies.
-        valid_seconds: First and last annotated second that count; None allows all.
+        valid_seconds: Annotations before the first or after the second of these seconds are left out; None keeps all.
         backend: Decoder of video files, see `evad.data.video.readers.open_video`.
-        proposals: Boxes of an external detector, for `model/localization=external`; by default none.
+        proposals: Boxes of an external detector, for `model/localization=external`; none by default.
         **loading: Arguments of `ActionDataModule`.
     """
 
@@ -84,28 +82,17 @@ class AVADataModule(ActionDataModule):
         self.annotated_fps = sampler.annotated_fps
 
     def count_classes(self) -> int:
-        """`num_classes`, or the number of classes in the label map."""
         return self.num_outputs or len(read_label_map(self.annotation_file(self.label_map)))
 
-    def setup(self, stage: str) -> None:
-        """Read the label map and what `ActionDataModule.setup` reads."""
-        self._read_classes()
-        super().setup(stage)
-
-    def _read_classes(self) -> None:
+    def scan(self, splits: Sequence[Split] = SPLITS) -> Annotations:
+        """All annotations that the settings do not leave out, even with errors."""
         self.class_names = read_label_map(self.annotation_file(self.label_map))
         self.evaluated = sorted(self.class_names)
         self.class_ids = list(range(1, self.num_outputs + 1)) if self.num_outputs else self.evaluated
         self.num_classes = len(self.class_ids)
         beyond = sorted(set(self.evaluated) - set(self.class_ids))
         if beyond:
-            raise ValueError(
-                f"{self.label_map} has ids {beyond[:5]} beyond num_classes {self.num_outputs}; raise num_classes"
-            )
-
-    def scan(self, splits: Sequence[Split] = SPLITS) -> Annotations:
-        """All annotations but those that the settings leave out, sound or not."""
-        self._read_classes()
+            raise ValueError(f"{self.label_map} has ids {beyond[:5]} beyond num_classes {self.num_outputs}; raise it")
         return scan_ava(
             {split: [self.annotation_file(name) for name in self.csv_names[split]] for split in splits},
             self.class_ids,
@@ -117,20 +104,18 @@ class AVADataModule(ActionDataModule):
         )
 
     def keyframes(self, split: Split) -> list[Keyframe]:
-        """Keyframes of a split, with proposals if there are any."""
         annotations = self.scanned or self.scan((split,))
         findings = line_findings(annotations)
         require_sound(findings)
         self.report(findings)
-        return self.proposals.attach(
-            split, make_keyframes(annotations, split, None, self.class_ids), self.annotation_file
-        )
+        keyframes = make_keyframes(annotations, split, None, self.class_ids)
+        return self.proposals.attach(split, keyframes, self.annotation_file)
 
     def annotation_file(self, name: str) -> Path:
-        """A file of `annotations/`, `{version}` filled in.
+        """Path of a file in `annotations/`, with `{version}` replaced.
 
         Raises:
-            FileNotFoundError: It is not there.
+            FileNotFoundError: There is no such file.
         """
         path = self.root / "annotations" / name.format(version=self.version)
         if not path.is_file():
@@ -138,7 +123,6 @@ class AVADataModule(ActionDataModule):
         return path
 
     def source(self, split: Split) -> ReaderSource:
-        """Where the pixels of a split are: frame lists, frame folders or video files."""
         frames, videos = self.root / "frames", self.root / "videos"
         frame_list = self.root / "frame_lists" / f"{split}.csv"
         if frame_list.is_file():

@@ -1,4 +1,4 @@
-"""Clips of different sizes -> one padded batch."""
+"""Pads clips of different sizes to one batch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from evad.structures import Batch, Clip
 class PaddingCollate:
     """Stacks clips, padding them with 0 (the mean colour) on the right and at the bottom.
 
-    The model has no mask for the padding. So in batches of clips of different sizes its outputs depend slightly on the
-    other clips, and mAP on the batch size; with batch size 1, or videos of one size, it does not.
+    The model does not mask the padding. If the clips of a batch have different sizes, its outputs therefore depend
+    slightly on the other clips, and mAP depends on the batch size. Batch size 1 or videos of one size avoid this.
 
     Args:
         multiple: Height and width of the batch are multiples of this (32 for 16-pixel patches and a stride-32 level).
@@ -32,5 +32,5 @@ class PaddingCollate:
             targets=[clip.target for clip in clips],
             keyframes=torch.stack([clip.keyframe for clip in clips]),
             original_sizes=torch.stack([clip.original_size for clip in clips]),
-            proposals=proposals or None,  # a data set has them for all of its clips or for none
+            proposals=proposals or None,  # either all clips of a data set have proposals, or none has
         )

@@ -1,4 +1,4 @@
-"""Your own videos: a folder of videos or frames and one table of annotations, see `evad.data.annotations.table`."""
+"""The DataModule of your own videos, for any folder of videos or frames with a table of annotations."""
 
 from __future__ import annotations
 
@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING
 
 from evad.data.annotations.classes import derive_classes, find_class_ids, find_label_file
 from evad.data.annotations.findings import Finding, require_sound
-from evad.data.annotations.keyframes import (
-    SPLITS,
-    Annotations,
-    BoxUnit,
-    Clock,
-    Split,
-    join_tables,
-    make_keyframes,
-)
+from evad.data.annotations.keyframes import SPLITS, Annotations, BoxUnit, Clock, Split, join_tables, make_keyframes
 from evad.data.annotations.soundness import annotation_findings
 from evad.data.annotations.table import read_table
 from evad.data.annotations.videos import missing_videos, probe, video_findings
@@ -32,27 +24,26 @@ if TYPE_CHECKING:
 
 
 class CustomDataModule(ActionDataModule):
-    """Own data: `root` holds annotations and the pixels.
+    """Your own data, from these files in `root`.
 
-    - annotations: a table with a header, or in AVA's layout, see `evad.data.annotations.table`; the videos of one table
-      are divided by its `split` column, else by `val_fraction`;
-    - classes: a label file (see `evad.data.annotations.classes.find_label_file`), else those that occur;
-    - pixels: `root/videos/<video>.mp4` (or .mkv, .webm, .avi, .mov) at any frame rate, or `root/frames/<video>/` with
-      images extracted at `frames_per_second`.
+    - one table of annotations, which is divided by its `split` column or by `val_fraction`, or two tables, for training
+      and validation; see `evad.data.annotations.table` for the layouts;
+    - a label file, see `evad.data.annotations.classes.find_label_file`; without it, the annotated labels are the
+      classes;
+    - `videos/<video>.mp4` (or .mkv, .webm, .avi, .mov) at any frame rate, or `frames/<video>/` with images extracted at
+      `frames_per_second`.
 
-    `setup` raises the errors that `evad.data.check` would report without reading frames.
+    `setup` raises the errors that `evad.data.check` reports without reading frames.
 
     Args:
-        root: Folder of the data set.
-        sampler: Chooses the frames of a clip; its `annotated_fps` is the clock its stride counts.
+        sampler: Chooses the frames of a clip; its `annotated_fps` is the unit of its stride.
         boxes: Whether boxes are in pixels of the video or fractions of its width and height.
-        annotations: Table of all annotations, or those of training; below `root`.
-        val_annotations: Table of the validation annotations.
-        labels: Label file beside the annotations; None: the one that is there, if any.
+        annotations: Table of all annotations, or of the training annotations; below `root`.
+        val_annotations: Table of the validation annotations, if they have a separate table; below `root`.
+        labels: Label file in the folder of the annotations; None: look for one.
         first_time: Value of the time (or frame) column at a video's first frame: 0, 1, or 900 for AVA's cuts.
-        val_fraction: Share of the videos drawn for validation, where no column or second table tells the splits.
-        split_seed: Seed of that draw.
-        num_classes: Outputs of the model, checked against the classes found; None: as many as there are classes.
+        val_fraction: Share of the videos drawn for validation, if neither a column nor a second table gives the splits.
+        num_classes: Outputs of the model, which must be the number of classes found; None: accept any number.
         frames_per_second: Rate of extracted frames.
         frame_pattern: Path of a video's images below `root/frames`, such as `{video}/img_%05d.jpg`; None: the images of
             folder `{video}` in the order of the numbers in their names.
@@ -94,14 +85,13 @@ class CustomDataModule(ActionDataModule):
         self._keyframes: dict[Split, list[Keyframe]] = {}
 
     def count_classes(self) -> int:
-        """`num_classes`, or the number of classes found in the label file or the tables."""
         if self.num_outputs is not None:
             return self.num_outputs
         self.scanned = self.scanned or self.scan()
         return len(self.scanned.classes)
 
     def scan(self, splits: Sequence[Split] = SPLITS) -> Annotations:
-        """All annotations, sound or not; always of both splits."""
+        """All annotations, even with errors; always of both splits."""
         tables = [read_table(self.root / name) for name in self.tables]
         rows = join_tables(tables[0], tables[1] if len(tables) > 1 else None, self.val_fraction, self.split_seed)
         label_file = find_label_file((self.root / self.tables[0]).parent, self.labels)
@@ -119,16 +109,16 @@ class CustomDataModule(ActionDataModule):
         )
 
     def _class_findings(self, classes: Mapping[int, str], label_file: Path | None) -> list[Finding]:
-        where = "the labels that occur" if label_file is None else str(label_file)
+        where = "the annotated labels" if label_file is None else str(label_file)
         found = [Finding("classes", "info", f"{len(classes)} classes, from {where}")]
         if self.num_outputs is not None and self.num_outputs != len(classes):
             message = f"num_classes is {self.num_outputs}, but there are {len(classes)} classes in {where}"
-            remedy = f"set data.num_classes={len(classes)}; a trained model keeps its number, and needs its label list"
+            remedy = f"set data.num_classes={len(classes)}; for a trained model, use the label list it was trained with"
             found.append(Finding("num-classes", "error", message, remedy))
         return found
 
     def setup(self, stage: str) -> None:
-        """Read annotations and labels, open every video of the stage once, and check that they fit together."""
+        """Read annotations and labels, open every video once, and check that they fit together."""
         if splits := [split for split in self.splits_of(stage) if split not in self._keyframes]:
             self._read(splits)
         super().setup(stage)
@@ -154,7 +144,6 @@ class CustomDataModule(ActionDataModule):
         return self._keyframes[split]
 
     def source(self, split: Split) -> ReaderSource:
-        """Where the pixels are; the same for both splits."""
         videos, frames = self.root / "videos", self.root / "frames"
         if videos.is_dir():
             return VideoFiles(videos, self.backend)

@@ -1,4 +1,4 @@
-"""DataModules: which keyframes and which pixels make the training and the validation set."""
+"""The base class of all data modules, and their loaders."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PAPER_VALIDATION = VideoTransform(short_side=288)
 
 
 class Loading(TypedDict, total=False):
-    """Arguments that every data module takes by keyword and passes on, see `ActionDataModule`."""
+    """Arguments that every data module passes on to `ActionDataModule`, which describes them."""
 
     train_transform: VideoTransform
     val_transform: VideoTransform
@@ -43,42 +43,40 @@ class Loading(TypedDict, total=False):
 
 
 class EpochSampler(DistributedSampler[Clip]):
-    """Shuffles by (seed, epoch), splits over the ranks, and tells the data set which epoch its augmentation is for.
+    """Shuffles by (seed, epoch), splits over the ranks, and tells the data set the epoch for its augmentation.
 
-    Lightning calls `set_epoch` before every epoch, also with a single process.
+    Lightning calls `set_epoch` before every epoch, even in a single process.
     """
 
     dataset: ActionDataset
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the augmentation of an epoch."""
         super().set_epoch(epoch)
         self.dataset.set_epoch(epoch)
 
 
 class ActionDataModule(LightningDataModule, ABC):
-    """Training and validation loaders of one data set; subclasses say where keyframes and pixels come from.
+    """Training and validation loaders of one data set; subclasses provide the keyframes and the videos.
 
-    `setup("fit")` makes `train_dataset` and `val_dataset`, any other stage `val_dataset` alone.
+    `setup("fit")` makes `train_dataset` and `val_dataset`; any other stage makes only `val_dataset`.
 
     Args:
-        sampler: Chooses the frames of a clip.
-        train_transform: Resizes and augments training clips; by default the paper's.
+        train_transform: Resizes and augments training clips; by default as in the paper.
         val_transform: Resizes validation clips.
         batch_size: Clips per batch and process.
-        num_workers: Processes that read clips, per loader; 0 reads in the main process.
+        num_workers: Reading processes per loader; 0 reads in the main process.
         pin_memory: Copy batches to page-locked memory (for GPUs).
         pad_multiple: Batches are padded to a multiple of this many pixels.
         open_videos: Videos that each reading process keeps open.
         seed: Seed of shuffling and augmentation.
 
     Attributes:
-        num_classes: Outputs of the model; like the next three there after `setup`.
+        num_classes: Outputs of the model; set by `setup`, like the next three.
         class_ids: Class id of each output.
         class_names: Names of the classes by id.
-        evaluated: Ids of the classes that the evaluation counts.
-        findings: What has been found and reported about the data so far (on rank 0).
-        scanned: Annotations read before `setup`, which uses them instead of reading the files again.
+        evaluated: Ids of the evaluated classes.
+        findings: Findings about the data reported so far (on rank 0).
+        scanned: Annotations read before `setup`, so that `setup` need not read the files again.
     """
 
     num_classes: int
@@ -113,14 +111,14 @@ class ActionDataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def count_classes(self) -> int:
-        """Number of classes, read from the data set if the settings do not give it; needs no `setup`."""
+        """Number of classes, from the settings or read from the data set; needs no `setup`."""
 
     @abstractmethod
     def scan(self, splits: Sequence[Split] = SPLITS) -> Annotations:
-        """All annotations, sound or not.
+        """All annotations, even with errors.
 
         Raises:
-            ValueError, OSError: They cannot be read at all.
+            ValueError, OSError: A file cannot be read at all.
         """
 
     @abstractmethod
@@ -128,39 +126,38 @@ class ActionDataModule(LightningDataModule, ABC):
         """Keyframes of a split.
 
         Raises:
-            ValueError: The annotations are not sound.
+            ValueError: The annotations have errors.
         """
 
     @abstractmethod
     def source(self, split: Split) -> ReaderSource:
-        """Where the pixels of a split are."""
+        """The videos of a split: frame lists, frame folders or video files."""
 
     def build_metric(self, protocol: Any = "activitynet_2018") -> Metric:
-        """Frame-mAP at IoU 0.5 on the validation keyframes; see `evad.metrics.ava` for the protocols."""
+        """Metric of frame-mAP at IoU 0.5 on the validation keyframes; see `evad.metrics.ava` for the protocols."""
         return AVAFrameMAP(self.val_dataset.keyframes, self.class_ids, evaluated=self.evaluated, protocol=protocol)
 
     @property
     def train_dataset(self) -> ActionDataset:
-        """The training set, there after `setup("fit")`."""
+        """The training set; available after `setup("fit")`."""
         return self._dataset("train")
 
     @property
     def val_dataset(self) -> ActionDataset:
-        """The validation set, there after `setup`."""
+        """The validation set; available after `setup`."""
         return self._dataset("val")
 
     def _dataset(self, split: Split) -> ActionDataset:
         if split not in self._datasets:
-            raise RuntimeError(f"the {split} set is not there yet; call setup('fit') or setup('validate') first")
+            raise RuntimeError(f"the {split} set is not available yet; call setup('fit') or setup('validate') first")
         return self._datasets[split]
 
     @staticmethod
     def splits_of(stage: str) -> tuple[Split, ...]:
-        """Splits that a stage of the Trainer needs."""
         return SPLITS if stage == "fit" else ("val",)
 
     def setup(self, stage: str) -> None:
-        """Read annotations and check that every video is there."""
+        """Read the annotations of the stage and check that every video exists."""
         for split in self.splits_of(stage):
             if split in self._datasets:
                 continue
@@ -178,7 +175,7 @@ class ActionDataModule(LightningDataModule, ABC):
 
     @rank_zero_only
     def report(self, findings: Sequence[Finding]) -> None:
-        """Log findings and keep them; a finding that was reported before is not logged again."""
+        """Log findings, each only once, and keep them."""
         for finding in findings:
             if finding not in self.findings:
                 logger.log(logging.INFO if finding.severity == "info" else logging.WARNING, "%s", finding)
@@ -193,12 +190,11 @@ class ActionDataModule(LightningDataModule, ABC):
         return self._loader(self.train_dataset, sampler=order)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Batches in the order of the keyframes."""
         return self._loader(self.val_dataset)
 
     def _loader(self, dataset: ActionDataset, sampler: EpochSampler | None = None) -> DataLoader[Batch]:
         return DataLoader(
-            dataset,  # type: ignore[arg-type]  # collate makes Batches of its Clips
+            dataset,  # type: ignore[arg-type]  # collate turns Clips into a Batch
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,

@@ -1,4 +1,4 @@
-"""Keyframes -> clips: the map-style data set of all data modules."""
+"""The data set behind all data modules: reads the clip of each keyframe."""
 
 from __future__ import annotations
 
@@ -18,16 +18,13 @@ from evad.structures import Clip, Keyframe, Proposals, Target
 class ActionDataset(Dataset[Clip]):
     """One clip per keyframe.
 
-    Augmentation is a function of (seed, epoch, index) alone: it does not depend on the number of workers or ranks,
-    repeats when a run is resumed, and changes from epoch to epoch. The epoch lives in shared memory, so that
-    `set_epoch` in the main process also reaches persistent workers.
+    Augmentation depends only on (seed, epoch, index): it changes from epoch to epoch, is the same for any number of
+    workers or ranks, and repeats when a run is resumed. The epoch is in shared memory, so that `set_epoch` in the main
+    process also reaches persistent workers.
 
     Args:
-        keyframes: What to sample; sample i is keyframe i.
-        open_reader: Opens a video by name; picklable, called in the process that reads.
-        sampler: Chooses the frames.
-        transform: Resizes, augments and normalises.
-        seed: Seed of the augmentation.
+        keyframes: Keyframe i is the centre of clip i.
+        open_reader: Opens a video by name; must be picklable, as every reading process calls it.
         open_videos: Videos that each reading process keeps open.
     """
 
@@ -48,7 +45,7 @@ class ActionDataset(Dataset[Clip]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the random augmentation of an epoch; call it before iterating over the loader."""
+        """Choose the augmentation of an epoch; call it before iterating over the loader."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
@@ -71,7 +68,7 @@ class ActionDataset(Dataset[Clip]):
         )
 
     def keyframe_image(self, index: int) -> np.ndarray:
-        """Picture of keyframe `index` as stored: (H, W, 3) uint8 RGB."""
+        """Keyframe `index` in its original size: (H, W, 3) uint8 RGB."""
         keyframe = self.keyframes[index]
         reader = self._readers(keyframe.video)
         indices = self.sampler(keyframe, reader)

@@ -1,6 +1,8 @@
-"""From the instant of a keyframe to the frames of its clip; no pixels."""
+"""Chooses the frame indices of the clip around a keyframe."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,15 +12,15 @@ from evad.structures import Keyframe
 
 
 def clip_indices(center: float, num_frames: int, stride: float, length: int) -> np.ndarray:
-    """Frames of a clip around a keyframe, repeating the first and last frame where it reaches over the video's ends.
+    """Frame indices of a clip around a keyframe; beyond the video's ends the first or last frame is repeated.
 
     The keyframe is entry `num_frames // 2`: 16 frames with stride 4 are center-32, center-28, ..., center+28.
 
     Args:
-        center: The keyframe in frames of the video, from 0; a fraction is rounded to the nearest frame, halves up.
-        num_frames: Frames of the clip, T.
-        stride: Distance between two frames of the clip, in frames of the video; may be a fraction.
-        length: Frames of the video.
+        center: Frame index of the keyframe; fractions are rounded to the nearest frame, halves up.
+        num_frames: Number of frames of the clip, T.
+        stride: Distance between two frames of the clip, in frames of the video; may be fractional.
+        length: Number of frames of the video.
 
     Returns:
         (T,) int64, each in [0, length).
@@ -27,36 +29,37 @@ def clip_indices(center: float, num_frames: int, stride: float, length: int) -> 
     return np.clip(np.floor(instants + 0.5), 0, length - 1).astype(np.int64)
 
 
+@dataclass(frozen=True)
 class ClipSampler:
-    """Chooses the frames of a keyframe's clip by time, so a video of another frame rate gives the same instants.
+    """Chooses the frames of a keyframe's clip by time, so that clips span the same time at any frame rate.
 
-    Args:
-        num_frames: Frames of a clip, T.
-        frame_stride: Distance between two of them, in frames of the annotation's clock; 0 repeats the keyframe, a
-            control that hides all motion.
-        annotated_fps: Rate of the clock that `Keyframe.position` and `frame_stride` count (AVA: 30). None: they are
-            frames of the file itself, whatever its rate (UCF101-24, JHMDB).
+    Attributes:
+        num_frames: Number of frames of a clip, T.
+        frame_stride: Distance between two frames of a clip, in ticks of `annotated_fps`; 0 repeats the keyframe, a
+            control experiment without motion.
+        annotated_fps: Ticks per second of `Keyframe.position` and `frame_stride` (AVA: 30); None: a tick is a frame of
+            the video, whatever its frame rate (UCF101-24, JHMDB).
     """
 
-    def __init__(self, num_frames: int = 16, frame_stride: int = 4, annotated_fps: float | None = None) -> None:
-        if num_frames < 1 or frame_stride < 0:
-            raise ValueError(
-                f"a clip of {num_frames} frames with stride {frame_stride}: use at least 1 frame and no negative stride"
-            )
-        if annotated_fps is not None and annotated_fps <= 0:
-            raise ValueError(f"annotated_fps is {annotated_fps}; give frames per second, or null for frame indices")
-        self.num_frames = num_frames
-        self.frame_stride = frame_stride
-        self.annotated_fps = annotated_fps
+    num_frames: int = 16
+    frame_stride: int = 4
+    annotated_fps: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_frames < 1 or self.frame_stride < 0:
+            settings = f"num_frames is {self.num_frames}, frame_stride {self.frame_stride}"
+            raise ValueError(f"{settings}; use at least 1 frame, and a stride of at least 0")
+        if self.annotated_fps is not None and self.annotated_fps <= 0:
+            raise ValueError(f"annotated_fps is {self.annotated_fps}; give frames per second, or null for frames")
 
     def __call__(self, keyframe: Keyframe, reader: VideoReader) -> np.ndarray:
-        """(T,) int64 indices of the clip's frames in `reader`.
+        """(T,) int64 frame indices of the clip around a keyframe.
 
         Raises:
             ValueError: The keyframe is more than a frame outside the video.
         """
         center = self._center(keyframe.position, reader)
-        # One frame of grace: a last frame that rounds to the video's length is still its end.
+        # One frame of tolerance, because the position of the last frame may round to the video's length.
         if not -1 <= center <= reader.num_frames:
             clock = "" if self.annotated_fps is None else f" ({keyframe.position / self.annotated_fps:g} s)"
             raise ValueError(
@@ -67,7 +70,7 @@ class ClipSampler:
         return self.around(center, reader)
 
     def around(self, center: float, reader: VideoReader) -> np.ndarray:
-        """(T,) int64 indices of the clip around frame `center` of the file."""
+        """(T,) int64 frame indices of the clip around frame `center` of the video."""
         if self.annotated_fps is None or reader.times is None:
             stride = self.frame_stride * self._frames_per_tick(reader)
             return clip_indices(center, self.num_frames, stride, reader.num_frames)

@@ -1,4 +1,4 @@
-"""From decoded frames and annotated boxes to the resized, normalised clip and its boxes in pixels."""
+"""Resizes, augments and normalises decoded frames and their boxes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional
 
 
 def resize_scale(height: int, width: int, short_side: int, max_size: int) -> Fraction:
-    """Factor that makes the short side `short_side`, or the long side `max_size` where it would exceed that."""
+    """Factor that resizes the short side to `short_side`, or the long side to `max_size` if it would be longer."""
     return min(Fraction(short_side, min(height, width)), Fraction(max_size, max(height, width)))
 
 
@@ -25,18 +25,19 @@ class VideoTransform:
     Sizes and boxes follow the released pipeline: resized sides are rounded down, resizing is bilinear without
     antialias, boxes are clipped to [0, w-1] x [0, h-1] in the original size and again after scaling.
 
-    A flip mirrors the frames and the annotation (x -> 1 - x in fractions, w - x in pixels) before anything else, so it
-    is what the unflipped transform gives for the mirrored video, clipping included. Mirroring pixel indices, w - 1 - x,
-    would move boxes by one pixel against the picture.
+    A flip mirrors frames and boxes (x -> 1 - x in fractions, w - x in pixels) before all other steps, so it gives the
+    same result as transforming the mirrored video without a flip. Mirroring pixel indices (w - 1 - x) instead would
+    move the boxes by one pixel relative to the picture.
 
     Attributes:
-        short_side: Length of the resized short side in pixels; a pair is a range, both ends included, to draw from.
+        short_side: Length of the resized short side in pixels; a pair (low, high) draws one from this range, both
+            ends included.
         max_size: Largest length of the long side in pixels.
         flip: Probability of a horizontal flip.
         color_jitter: Brightness and contrast (about the clip's mean) are multiplied by factors from
             [1 - color_jitter, 1 + color_jitter], the same for all frames.
         mean: Subtracted from RGB / 255.
-        std: Divides the difference.
+        std: Divisor after subtracting the mean.
     """
 
     short_side: int | Sequence[int] = 288
@@ -49,17 +50,15 @@ class VideoTransform:
     def __post_init__(self) -> None:
         low, high = self.short_side_range
         if not 1 <= low <= high <= self.max_size:
-            raise ValueError(
-                f"short_side {self.short_side} with max_size {self.max_size}: need 1 <= low <= high <= max"
-            )
+            limits = f"short_side {self.short_side} with max_size {self.max_size}"
+            raise ValueError(f"{limits}: need 1 <= low <= high <= max")
         if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip is {self.flip}; it is a probability, from 0 to 1")
+            raise ValueError(f"flip is {self.flip}; it must be a probability, from 0 to 1")
         if not 0 <= self.color_jitter < 1:
             raise ValueError(f"color_jitter is {self.color_jitter}; it must be at least 0 and below 1")
 
     @property
     def short_side_range(self) -> tuple[int, int]:
-        """Smallest and largest short side in pixels."""
         if isinstance(self.short_side, int):
             return self.short_side, self.short_side
         low, high = self.short_side
@@ -79,10 +78,10 @@ class VideoTransform:
         Args:
             frames: (T, H, W, 3) uint8 RGB.
             boxes: (n, 4) xyxy as fractions of width and height.
-            generator: Source of the random choices; may be left out if `is_random` is false.
+            generator: Source of the random choices; required only if `is_random`.
 
         Returns:
-            (3, T, h, w) float32 normalised clip; (n, 4) float32 boxes, xyxy in pixels of it.
+            (3, T, h, w) float32 normalised clip; (n, 4) float32 boxes, xyxy in pixels of the clip.
         """
         if generator is None and self.is_random:
             raise ValueError("a random VideoTransform needs a generator; pass a seeded torch.Generator")
@@ -101,18 +100,14 @@ class VideoTransform:
         return self.to_clip(video, size, generator), pixel_boxes.float()
 
     def resized(self, height: int, width: int, short_side: int) -> tuple[tuple[int, int], Fraction]:
-        """Height and width of a clip, and the factor that makes them."""
+        """Resized height and width, and the factor between the sizes."""
         scale = resize_scale(height, width, short_side, self.max_size)
         return (int(height * scale), int(width * scale)), scale
 
     def to_clip(self, video: Tensor, size: tuple[int, int], generator: Generator | None = None) -> Tensor:
-        """The pixels' part: (T, 3, H, W) uint8 -> (3, T, h, w) float32, resized and normalised."""
+        """Resize and normalise frames without boxes: (T, 3, H, W) uint8 -> (3, T, h, w) float32."""
         if size != tuple(video.shape[2:]):
             video = functional.resize(video, list(size), InterpolationMode.BILINEAR, antialias=False)
-        return self._normalise(video, generator)
-
-    def _normalise(self, video: Tensor, generator: Generator | None) -> Tensor:
-        """(T, 3, h, w) uint8 -> (3, T, h, w) float32, jittered and normalised."""
         frames, channels, height, width = video.shape
         clip = torch.empty(channels, frames, height, width, device=video.device)
         clip.copy_(video.transpose(0, 1))  # T 3 h w -> 3 T h w, uint8 -> float32
@@ -125,22 +120,12 @@ class VideoTransform:
 
 
 def flip_boxes(boxes_xyxy: Tensor, width: float) -> Tensor:
-    """Boxes in the mirrored image, x -> width - x; its own inverse.
-
-    Args:
-        boxes_xyxy: (n, 4).
-        width: Width of the image, in the unit of the boxes.
-    """
+    """Mirror (n, 4) boxes, x -> width - x; `width` is in the unit of the boxes."""
     x1, y1, x2, y2 = boxes_xyxy.unbind(-1)
     return torch.stack((width - x2, y1, width - x1, y2), dim=-1)
 
 
 def clip_boxes(boxes_xyxy: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes limited to pixel indices, [0, w-1] x [0, h-1].
-
-    Args:
-        boxes_xyxy: (n, 4) in pixels.
-        size: Height and width in pixels.
-    """
+    """Clip (n, 4) boxes in pixels to [0, w-1] x [0, h-1]; `size` is height and width in pixels."""
     height, width = size
     return boxes_xyxy.clamp(min=0).minimum(boxes_xyxy.new_tensor((width - 1, height - 1, width - 1, height - 1)))

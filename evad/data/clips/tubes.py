@@ -1,8 +1,8 @@
-"""UCF101-24, JHMDB, MultiSports and other data annotated with tubes, as DataModule.
+"""The DataModule of UCF101-24, JHMDB, MultiSports and other data annotated with tubes.
 
-Training clips are the annotated frames of the training videos. Validation clips are all frames of the test videos,
-annotated or not: the evaluation programs count what is detected in any of them, and tubes are linked from frame to
-frame. So numbers are comparable with published ones only with `val_every_frame=True` and `val_stride=1`.
+There is a training clip for every annotated frame of the training videos, and a validation clip for every frame of the
+test videos: in published evaluations, detections in frames without annotation are false positives, and tubes are linked
+from frame to frame. Results are therefore comparable only with `val_every_frame=True` and `val_stride=1`.
 """
 
 from __future__ import annotations
@@ -36,41 +36,40 @@ ANNOTATION_FILES = (
     ("pyannot.pkl", "testlist01.txt"),
     ("splitfiles/pyannot.pkl", "splitfiles/testlist01.txt"),
 )
-"""Annotations by the names they are distributed under, each with the list of test videos that it needs."""
+"""Names of the distributed annotation files, each with the list of test videos that it needs."""
 
 PIXEL_FOLDERS = ("rgb-images", "Frames", "frames", "videos", "UCF-101", "ReCompress_Videos", "trainval")
-"""Where the distributions have frames or videos, each as `<class>/<video>`."""
+"""Folders of frames or videos in the distributions; a video is `<class>/<video>` in them."""
 
 NOMINAL_FPS = 25.0
-"""Rate given to frame folders. Nothing depends on it: clips count frames."""
+"""Frame rate reported for frame folders; it has no effect, because the clips of tubes are chosen by frame number."""
 
 
 class TubeDataModule(ActionDataModule):
     """Data annotated with tubes.
 
-    Class ids are class numbers from 0, as in detection files. `root` holds annotations under one of the names of
-    `ANNOTATION_FILES` and pixels in one of the `PIXEL_FOLDERS`, as frames (`<class>/<video>/00001.jpg` or `.png`) or as
-    video files (`<class>/<video>.avi`, .mp4, ...); where several are there, the first listed counts.
+    Class ids are class numbers from 0, as in detection files. `root` holds one of the `ANNOTATION_FILES` and one of the
+    `PIXEL_FOLDERS`, with frames (`<class>/<video>/00001.jpg` or `.png`) or video files (`<class>/<video>.avi`, .mp4,
+    ...). If there are several, the first in these lists is used.
 
     Args:
-        root: Folder of the data set.
-        sampler: Chooses the frames of a clip; its `annotated_fps` must be None, as tubes count frames.
+        sampler: Chooses the frames of a clip; its `annotated_fps` must be None, as tubes are annotated by frame number.
         num_classes: Outputs of the model (UCF101-24: 24, JHMDB: 21, MultiSports: 66).
         split: Number of the split, from 1 (JHMDB has 3).
-        annotations: Annotation file in `root`; None finds it.
-        test_list: Text file of the test videos in `root`, which only `pyannot.pkl` needs; None: the one found with it.
-        pixels: Folder of frames or videos in `root`; None finds it.
-        val_every_frame: Validate on all frames of the test videos; False: on annotated frames only, which is quicker
-            and gives too high scores, as false positives in the other frames are not counted.
-        val_stride: Validate on every n-th frame of each video, from the first: an estimate of frame-mAP in an n-th of
-            the time. There is no video-mAP then, because tubes grow from one frame to the next.
-        min_score: Class scores up to this are left out of evaluation and detection files; above 0 saves memory where
+        annotations: Annotation file in `root`; None: look for one.
+        test_list: Text file in `root` that lists the test videos, needed only with `pyannot.pkl`; None: the usual name.
+        pixels: Folder of frames or videos in `root`; None: look for one.
+        val_every_frame: Validate on all frames of the test videos. False validates only on annotated frames: this is
+            faster, but scores are too high, because false positives in other frames are ignored.
+        val_stride: Validate on every n-th frame of each video, starting with the first, to estimate frame-mAP faster.
+            Video-mAP is reported only with 1, because tubes are linked from one frame to the next.
+        min_score: Only class scores above this enter evaluation and detection files. A value above 0 saves memory if
             many queries are kept, at a small cost in AP.
         backend: Decoder of video files, see `evad.data.video.readers.open_video`.
         **loading: Arguments of `ActionDataModule`.
 
     Raises:
-        ValueError: The sampler has a clock of its own, or `val_stride` is below 1.
+        ValueError: The sampler has `annotated_fps`, or `val_stride` is below 1.
     """
 
     def __init__(
@@ -90,9 +89,8 @@ class TubeDataModule(ActionDataModule):
     ) -> None:
         super().__init__(sampler, **loading)
         if sampler.annotated_fps is not None:
-            raise ValueError(
-                f"annotated_fps is {sampler.annotated_fps:g}, but tubes count frames of the video; set it to null"
-            )
+            fps = f"annotated_fps is {sampler.annotated_fps:g}"
+            raise ValueError(f"{fps}, but tubes are annotated by frame number; set it to null")
         if val_stride < 1:
             raise ValueError(f"val_stride is {val_stride}; it must be 1 (every frame) or more")
         self.root = Path(root)
@@ -112,7 +110,7 @@ class TubeDataModule(ActionDataModule):
 
         Raises:
             FileNotFoundError: There is no annotation file.
-            ValueError: It is malformed, or has another number of classes than `num_classes`.
+            ValueError: The file is malformed, or its number of classes is not `num_classes`.
         """
         if self._annotations is None:
             path, test_list = self._annotation_files()
@@ -126,17 +124,15 @@ class TubeDataModule(ActionDataModule):
         return self._annotations
 
     def count_classes(self) -> int:
-        """`num_classes`."""
         return self.num_classes
 
     def setup(self, stage: str) -> None:
-        """Read the annotations and check what `ActionDataModule.setup` checks."""
         self.class_names = dict(enumerate(self.annotations.labels))
         self.class_ids = self.evaluated = list(self.class_names)
         super().setup(stage)
 
     def scan(self, splits: Sequence[Split] = SPLITS) -> Annotations:
-        """The annotations of the keyframes, which the reader of tubes has checked; their lines are not known."""
+        """The annotations of the keyframes, already checked by `read_tubes`; line numbers are not known."""
         self.setup("fit" if "train" in splits else "validate")
         parts = [keyframe_rows(self._dataset(split).keyframes, self.class_ids).assign(split=split) for split in splits]
         return Annotations(
@@ -161,7 +157,7 @@ class TubeDataModule(ActionDataModule):
         return found
 
     def source(self, split: Split) -> ReaderSource:
-        """Frames if any of the split's videos is a folder, else video files."""
+        """Frame folders if any of the split's videos is a folder, else video files."""
         names = [self.pixels] if self.pixels else PIXEL_FOLDERS
         folder = next((self.root / name for name in names if (self.root / name).is_dir()), None)
         if folder is None:
@@ -175,21 +171,18 @@ class TubeDataModule(ActionDataModule):
         return VideoFiles(folder, self.backend)
 
     def build_metric(self, protocol: str | None = None) -> TubeMAP:
-        """Frame-mAP at IoU 0.5 and video-mAP on the validation keyframes.
-
-        Args:
-            protocol: None, as all published numbers follow one protocol.
+        """Metric of frame-mAP at IoU 0.5 and video-mAP on the validation keyframes.
 
         Raises:
-            ValueError: A protocol was asked for.
+            ValueError: `protocol` is not None; tubes have only one protocol.
         """
         if protocol is not None:
-            raise ValueError(f"protocol {protocol!r} belongs to AVA; tubes have one evaluation: set protocol=null")
+            raise ValueError(f"protocol {protocol!r} is for AVA; tubes have only one protocol: set protocol=null")
         kind = TubeMAP if self.val_stride == 1 else FrameOnlyTubeMAP
         return kind(self.val_dataset.keyframes, self.class_ids, min_score=self.min_score)
 
     def _annotation_files(self) -> tuple[Path, Path | None]:
-        """The annotation file and, where it needs one, the list of test videos."""
+        """The annotation file, and the list of test videos if it needs one."""
         given, given_list = self.files
         names = [(given, None)] if given else ANNOTATION_FILES
         for name, list_name in names:
@@ -205,9 +198,8 @@ class TubeDataModule(ActionDataModule):
 
 
 class FrameOnlyTubeMAP(TubeMAP):
-    """`TubeMAP` without video-mAP, for frames too far apart to be linked."""
+    """`TubeMAP` without video-mAP, for frames that are too far apart to be linked."""
 
     def scores(self, gathered: GatheredDetections) -> dict[str, Tensor]:
-        """The scores of `TubeMAP` that single frames have."""
         every = super().scores(gathered)
         return {name: score for name, score in every.items() if not name.startswith("video_mAP")}

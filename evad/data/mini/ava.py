@@ -1,13 +1,12 @@
-"""The generated default data set in the layout of AVA: real video files, annotations and a label map.
+"""Generates the default data set, in the layout of AVA: video files, annotations and a label map.
 
     python -m evad.data.mini ROOT [--train-clips N] [--val-clips N] [--seed N] [--workers N] [--preview FILE]
 
-writes `videos/<video>.mp4`, `annotations/{train.csv,val.csv,label_map.pbtxt}` and `mini.json` into a folder of ROOT
-that is named after the parameters, see `mini_folder`. Every video has 16 frames of 64x64 pixels at 8 per second and one
-annotated keyframe, frame 8 (counted from 0). The csv files name it by its second, 1: position = (second -
-first_second) * annotated_fps with first_second 0. There is room for a clip of 8 frames with stride 2, or of 16.
+writes `videos/<video>.mp4`, `annotations/{train.csv,val.csv,label_map.pbtxt}` and `mini.json` into a subfolder of ROOT,
+see `mini_folder`. Every video has 16 frames of 64x64 pixels at 8 frames per second and one annotated keyframe: frame 8
+(counted from 0), at second 1. This is long enough for a clip of 8 frames with stride 2, or of 16 frames.
 
-`evad.data.mini.scene` says what can be seen, `evad.data.mini.render` draws it.
+`evad.data.mini.scene` chooses the content of a video, `evad.data.mini.render` draws it.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from evad.data.mini.render import Scene, actor_boxes, render
 from evad.data.mini.scene import CLASSES, FPS, IMAGE_SIZE, sample_scene
 from evad.data.mini.store import ensure_generated, run_jobs
 
-VERSION = 1  # raise it when the same parameters give other files: it is part of the folder's name
+VERSION = 1  # part of the folder's name; increase it when the same parameters generate different files
 NUM_FRAMES = 16
 KEYFRAME = NUM_FRAMES // 2
 FIRST_SECOND = 0
@@ -37,27 +36,24 @@ SECOND = FIRST_SECOND + KEYFRAME // FPS
 SPLITS = {"train": 0, "val": 1}
 ACTION_IDS = {name: number for number, name in enumerate(CLASSES, start=1)}
 
-# Low compression keeps thin limbs sharp; no B frames and a single keyframe make reading 16 frames fast; one encoder
-# thread, because the result depends on the number of threads.
+# Low compression keeps thin limbs sharp. Without B frames and with a single keyframe, reading all frames is fast. The
+# encoder uses one thread, because its output depends on the number of threads.
 ENCODER_OPTIONS = {"crf": "14", "preset": "veryfast", "bf": "0", "g": str(NUM_FRAMES), "threads": "1"}
 
 
 def mini_folder(root: Path | str, train_clips: int = 3000, val_clips: int = 200, seed: int = 0) -> Path:
-    """The folder of the data set with these parameters, below `root`; arguments as for `ensure_mini`."""
+    """Folder of the data set with these parameters, below `root`."""
     return Path(root) / f"ava-train{train_clips}-val{val_clips}-seed{seed}-v{VERSION}"
 
 
 def ensure_mini(
     root: Path | str, train_clips: int = 3000, val_clips: int = 200, seed: int = 0, workers: int | None = None
 ) -> Path:
-    """The folder of the data set, generated now unless it is there.
+    """Generate the data set unless it exists; returns its folder. Video i is the same for any number of videos.
 
     Args:
-        root: Folder above that of the data set; created where missing.
-        train_clips: Number of training videos.
-        val_clips: Number of validation videos; the i-th is the same whatever the numbers.
-        seed: Any other seed gives other videos.
-        workers: Processes that render; the result does not depend on it. None: one per processor.
+        root: Parent folder of generated data sets; created if missing.
+        workers: Number of rendering processes, which does not affect the result; None: one per processor.
 
     Raises:
         FileExistsError: The folder of the data set holds other files.
@@ -68,10 +64,8 @@ def ensure_mini(
     return folder
 
 
-def generate_ava(
-    root: Path, train_clips: int = 3000, val_clips: int = 200, seed: int = 0, workers: int | None = None
-) -> None:
-    """Write videos and annotations into `root`, which is empty; other arguments as for `ensure_mini`."""
+def generate_ava(root: Path, train_clips: int, val_clips: int, seed: int, workers: int | None) -> None:
+    """Write videos and annotations into the empty folder `root`."""
     (root / "videos").mkdir()
     (root / "annotations").mkdir()
     for split, clips in (("train", train_clips), ("val", val_clips)):
@@ -83,7 +77,7 @@ def generate_ava(
 
 
 def mini_parameters(train_clips: int, val_clips: int, seed: int) -> dict[str, Any]:
-    """Content of `mini.json`."""
+    """Content of `mini.json`: everything that the generated files depend on."""
     for name, clips in (("train_clips", train_clips), ("val_clips", val_clips)):
         if clips < 1:
             raise ValueError(f"{name} is {clips}; it must be 1 or more")
@@ -104,7 +98,7 @@ def mini_parameters(train_clips: int, val_clips: int, seed: int) -> dict[str, An
 
 
 class Row(NamedTuple):
-    """One line of an AVA csv file: one action of one person; the box is xyxy in fractions of the frame."""
+    """A line of an AVA csv file: one action of one person; the box is xyxy in fractions of the frame."""
 
     video: str
     second: int
@@ -118,7 +112,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipJob:
-    """Everything one clip depends on, and where it goes."""
+    """Everything that determines a clip, and the file to write."""
 
     seed: int
     split: str
@@ -127,13 +121,13 @@ class ClipJob:
 
 
 def clip_scene(seed: int, split: str, index: int) -> Scene:
-    """The scene of one clip, from a random stream of its own."""
+    """The scene of a clip; every clip has an independent random generator."""
     rng = np.random.Generator(np.random.PCG64([seed, SPLITS[split], index]))
     return sample_scene(rng, NUM_FRAMES)
 
 
 def make_clip(job: ClipJob) -> list[Row]:
-    """Render one clip into its video file and give its annotations."""
+    """Render a clip into its video file and return its annotations."""
     scene = clip_scene(job.seed, job.split, job.index)
     write_video(job.path, render(scene))
     height, width = scene.size
@@ -146,7 +140,7 @@ def make_clip(job: ClipJob) -> list[Row]:
 
 
 def write_video(path: Path, frames: np.ndarray) -> None:
-    """Encode `frames` (T, height, width, 3) uint8 RGB as H.264; equal frames give equal files."""
+    """Encode (T, height, width, 3) uint8 RGB frames as H.264; equal frames give equal files."""
     _, height, width, _ = frames.shape
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS, options=ENCODER_OPTIONS)
@@ -163,19 +157,17 @@ def read_video(path: Path) -> np.ndarray:
 
 
 def label_map_text() -> str:
-    """The label map in AVA's pbtxt layout."""
     return "".join(f'item {{\n  name: "{name}"\n  id: {number}\n}}\n' for name, number in ACTION_IDS.items())
 
 
 def class_counts(annotations: Path) -> dict[str, int]:
-    """Number of rows of every class in one of the csv files."""
+    """Number of lines of each class in a csv file of this data set."""
     counts = Counter(row.action for row in read_rows(annotations))
     return {name: counts[number] for name, number in ACTION_IDS.items()}
 
 
 def read_rows(annotations: Path) -> list[Row]:
-    """The lines of a csv file of this data set, in its order."""
-    from evad.files import csv_rows  # not needed for rendering, and slow to import
+    from evad.files import csv_rows  # slow to import, and not needed for rendering
 
     box = dict.fromkeys(csv_rows.BOX, float)
     layout = csv_rows.Layout({"video": str, "second": int, **box, "action": int, "person": int})
@@ -183,9 +175,9 @@ def read_rows(annotations: Path) -> list[Row]:
 
 
 def preview(root: Path, out: Path, num_clips: int = 8, zoom: int = 3) -> None:
-    """Picture of the first validation clips, one per line: every second frame, boxes on the keyframe.
+    """Draw the first validation clips, one per row: every second frame, and boxes on the keyframe.
 
-    The line's caption names the actions of the persons from left to right.
+    The caption of a row lists the actions of the persons from left to right.
     """
     videos: dict[str, dict[int, list[Row]]] = {}  # video -> person -> rows
     for row in read_rows(root / "annotations" / "val.csv"):
@@ -201,20 +193,15 @@ def preview(root: Path, out: Path, num_clips: int = 8, zoom: int = 3) -> None:
         corner = np.array([KEYFRAME // 2 * size, line * size] * 2)
         for rows in people.values():
             draw.rectangle((np.array(rows[0][2:6]) * size + corner).tolist(), outline="red")
-        captions = [" + ".join(CLASSES[row.action - 1] for row in rows) for rows in sorted(people.values(), key=_left)]
+        ordered = sorted(people.values(), key=lambda rows: rows[0].x1)
+        captions = [" + ".join(CLASSES[row.action - 1] for row in rows) for rows in ordered]
         draw.text((2, line * size), f"{video}: {' | '.join(captions)}", fill="yellow")
     sheet.save(out)
 
 
-def _left(rows: list[Row]) -> float:
-    """Left edge of a person's box, to sort by."""
-    return rows[0].x1
-
-
 def main() -> None:
-    """Command line."""
     parser = argparse.ArgumentParser(prog="python -m evad.data.mini", description=__doc__.splitlines()[0])
-    parser.add_argument("root", type=Path, help="folder in which the data set gets one")
+    parser.add_argument("root", type=Path, help="parent folder of the data set")
     parser.add_argument("--train-clips", type=int, default=3000)
     parser.add_argument("--val-clips", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)

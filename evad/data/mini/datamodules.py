@@ -1,4 +1,4 @@
-"""The generated data sets as DataModules: rendered on first use, then read like the originals."""
+"""DataModules of the generated data sets, which are rendered on first use and read like the real ones."""
 
 from __future__ import annotations
 
@@ -13,15 +13,10 @@ from evad.data.mini.tubes import ensure_mini_tubes, mini_tubes_folder
 
 
 class MiniTubeDataModule(TubeDataModule):
-    """Generated data in the layout of UCF101-24 or JHMDB, see `evad.data.mini.tubes`; rendered on first use.
+    """Generated data in the layout of UCF101-24 or JHMDB, see `evad.data.mini.tubes`.
 
     Args:
-        root: Folder in which the data set has one, named after its parameters; generated on first use.
-        sampler: Chooses the frames of a clip.
-        layout: `ucf24` or `jhmdb`.
-        num_videos: In all splits together.
-        generator_seed: Seed of the rendering.
-        num_classes: Outputs of the model.
+        root: Parent folder; the data set is in a subfolder named after its parameters.
         **settings: Arguments of `TubeDataModule`.
     """
 
@@ -39,20 +34,14 @@ class MiniTubeDataModule(TubeDataModule):
         self.parameters = layout, num_videos, generator_seed
 
     def prepare_data(self) -> None:
-        """Render the videos unless they are there."""
         ensure_mini_tubes(self.root.parent, *self.parameters)
 
 
 class MiniDataModule(AVADataModule):
-    """Generated data in the layout of AVA, see `evad.data.mini.ava`; rendered on first use.
+    """Generated data in the layout of AVA, see `evad.data.mini.ava`.
 
     Args:
-        root: Folder in which the data set has one, named after its parameters; generated on first use.
-        sampler: Chooses the frames of a clip.
-        train_clips: Training videos.
-        val_clips: Validation videos.
-        generator_seed: Seed of the rendering.
-        num_classes: Outputs of the model.
+        root: Parent folder; the data set is in a subfolder named after its parameters.
         **settings: Arguments of `AVADataModule`.
     """
 
@@ -81,5 +70,4 @@ class MiniDataModule(AVADataModule):
         self.parameters = train_clips, val_clips, generator_seed
 
     def prepare_data(self) -> None:
-        """Render the videos unless they are there."""
         ensure_mini(self.root.parent, *self.parameters)

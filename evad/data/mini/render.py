@@ -1,7 +1,7 @@
-"""Scenes of the generated data set as geometry, and how they become pixels and boxes.
+"""Describes scenes of the generated data set as geometry, and draws their pixels and boxes.
 
-Everything that moves is a `Limb`: a capsule (a segment with a radius) with two end points per frame. The distance of a
-point to a capsule is a short formula, so limbs are drawn anti-aliased and their boxes known without looking at pixels.
+Everything that moves is a `Limb`: a capsule (a line segment with a radius) with two end points per frame. The distance
+of a point to a capsule is a short formula, so limbs are drawn anti-aliased, and boxes are computed from the end points.
 
 Letters: T frames, n actors; points are (x, y) in pixels from the top left corner of the image, y downwards.
 """
@@ -12,16 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-BACKGROUND_MARGIN = 6  # pixels of background beyond each edge of the image, for the camera to move over
+BACKGROUND_MARGIN = 6  # extra pixels of background beyond each edge of the image, which camera motion brings into view
 
 
 @dataclass(frozen=True)
 class Limb:
-    """A moving capsule of one colour; a disc where both ends coincide.
+    """A moving capsule of one colour; a disc if both ends coincide.
 
     Attributes:
-        ends: (2, T, 2) float64, its two end points in pixels.
-        radius: Half its thickness in pixels.
+        ends: (2, T, 2) float64, the two end points in pixels.
+        radius: Half the thickness in pixels.
         color: Red, green and blue in [0, 1].
     """
 
@@ -36,7 +36,6 @@ class Actor:
 
     Attributes:
         limbs: From back to front.
-        actions: Names of what the person does.
         visible: (T,) bool, True where the person is in the scene.
     """
 
@@ -51,8 +50,8 @@ class Scene:
 
     Attributes:
         background: (height + 2 * BACKGROUND_MARGIN, width + 2 * BACKGROUND_MARGIN, 3) float32 RGB in [0, 1].
-        camera: (T, 2) float64, shift in pixels of everything in the image, at most BACKGROUND_MARGIN - 1 either way.
-        props: Objects other than persons, drawn behind all of them.
+        camera: (T, 2) float64, shift of the whole image in pixels, from 1 - BACKGROUND_MARGIN to BACKGROUND_MARGIN - 1.
+        props: Objects, drawn behind all persons.
         actors: From back to front.
     """
 
@@ -69,11 +68,7 @@ class Scene:
 
 
 def render(scene: Scene) -> np.ndarray:
-    """The clip a camera would see.
-
-    Returns:
-        (T, height, width, 3) uint8 RGB.
-    """
+    """Draw a scene: (T, height, width, 3) uint8 RGB."""
     canvas = np.stack([_shifted_background(scene, x, y) for x, y in scene.camera])
     everywhere = np.ones(len(scene.camera), dtype=bool)
     for limb in scene.props:
@@ -85,10 +80,10 @@ def render(scene: Scene) -> np.ndarray:
 
 
 def actor_boxes(scene: Scene) -> np.ndarray:
-    """The tightest box around every actor in every frame, parts hidden by other actors included.
+    """The tightest box around every actor in every frame, including parts hidden by other actors.
 
     Returns:
-        (T, n, 4) float64, xyxy in pixels, cut at the image's edges; NaN where an actor is not visible.
+        (T, n, 4) float64, xyxy in pixels, clipped to the image; NaN while an actor is not visible.
     """
     height, width = scene.size
     boxes = np.full((len(scene.camera), len(scene.actors), 4), np.nan)
@@ -101,7 +96,7 @@ def actor_boxes(scene: Scene) -> np.ndarray:
 
 
 def _shifted_background(scene: Scene, x: float, y: float) -> np.ndarray:
-    """(height, width, 3) background moved by a fraction of a pixel (bilinear)."""
+    """The (height, width, 3) background shifted by `x` and `y` pixels, with bilinear interpolation."""
     height, width = scene.size
     left, top = BACKGROUND_MARGIN - x, BACKGROUND_MARGIN - y
     column, row = int(np.floor(left)), int(np.floor(top))
@@ -112,7 +107,7 @@ def _shifted_background(scene: Scene, x: float, y: float) -> np.ndarray:
 
 
 def _paint(canvas: np.ndarray, limb: Limb, camera: np.ndarray, visible: np.ndarray) -> None:
-    """Blend a limb into `canvas` (T, height, width, 3) in place; a pixel's weight is how far inside its centre lies."""
+    """Blend a limb into `canvas` (T, height, width, 3) in place, with soft edges one pixel wide."""
     height, width = canvas.shape[1:3]
     start, end = (limb.ends + camera).astype(np.float32)  # 2 x (T, 2)
     reach = limb.radius + 1

@@ -1,11 +1,11 @@
 """Random scenes of the generated data set: places, motion and labels of the actors.
 
-Only motion decides most labels. `stand` is another action's motion with the clock stopped, arms that are not waving or
-clapping are often stopped in the middle of such a motion, and `walk` and `run` differ only in speed. `watch` depends on
-the others: the actor faces a side on which somebody is.
+Most actions can be told apart only by motion. An actor who stands is frozen in a pose of another action, arms that
+neither wave nor clap are often frozen in one of these gestures, and `walk` and `run` differ only in speed. `watch`
+depends on the other actors: an actor who faces another actor watches.
 
-Lengths are in body heights until `_limbs` makes them pixels; angles are radians from hanging straight down, forward
-positive; arrays of two start with the far side of the body (the camera sees everybody from the side).
+Lengths are in body heights until `_limbs` converts them to pixels. Angles are in radians, 0 is hanging straight down
+and positive is forward. The camera sees all actors from the side; arrays of two start with the far side of the body.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ import numpy as np
 
 from evad.data.mini.render import BACKGROUND_MARGIN, Actor, Limb, Scene
 
-POSES = ("stand", "walk", "run", "jump", "squat")  # everybody does exactly one
-GESTURES = ("wave", "clap")  # at most one
+POSES = ("stand", "walk", "run", "jump", "squat")  # an actor has exactly one
+GESTURES = ("wave", "clap")  # an actor has at most one
 CLASSES = (*POSES, *GESTURES, "watch")  # action ids 1 to 8
 
 IMAGE_SIZE = 64  # pixels, height and width
 FPS = 8
 
-# Cycles per second. A gait's outline repeats twice per cycle: it stays below 2 Hz, half the rate of every second frame.
+# Cycles per second. A gait looks the same twice per cycle. This must happen less than 2 times per second, so that clips
+# with every second frame (4 per second) show the motion correctly.
 RATES = {
     "walk": (0.28, 0.4),
     "run": (0.7, 0.9),
@@ -33,7 +34,7 @@ RATES = {
     "wave": (0.9, 1.3),
     "clap": (0.8, 1.2),
 }
-STOPPED_POSES = {"walk": 0.4, "squat": 0.35, "jump": 0.25}  # what `stand` looks like in a single frame
+STOPPED_POSES = {"walk": 0.4, "squat": 0.35, "jump": 0.25}  # frozen poses of `stand`, with probabilities
 ARMS = {"wave": 0.2, "clap": 0.2, "stopped wave": 0.15, "stopped clap": 0.15, "hang": 0.3}
 HEIGHTS = {1: (34, 48), 2: (32, 46), 3: (26, 37)}  # pixels, by number of actors
 
@@ -50,8 +51,8 @@ class Motion:
 
     Attributes:
         thigh, knee, upper_arm, elbow: (2, T), far and near side; the knee bends backward, the elbow forward.
-        lean: (T,), of the torso, forward.
-        lift: (T,), of the lower foot above the ground, in body heights.
+        lean: (T,), forward angle of the torso.
+        lift: (T,), height of the lower foot above the ground, in body heights.
         travel: (T,), forward displacement in body heights.
     """
 
@@ -71,14 +72,14 @@ def sample_scene(
     action: str | None = None,
     visible: np.ndarray | None = None,
 ) -> Scene:
-    """A random scene; the frame num_frames // 2 decides who watches whom.
+    """Draw a random scene.
 
     Args:
-        rng: The only source of randomness.
+        rng: Source of all random choices.
         num_frames: T.
         num_actors: 1 to 3; None draws it.
-        action: One of POSES or GESTURES, for all actors to do (no other gesture is then made); None draws actions.
-        visible: (n, T) bool, True where an actor is in the scene; None: in all frames.
+        action: The pose or gesture of all actors, without other gestures; None draws actions for each actor.
+        visible: (n, T) bool, True while an actor is in the scene; None: always.
     """
     n = int(rng.choice((1, 2, 3), p=(0.3, 0.4, 0.3))) if num_actors is None else num_actors
     seconds = np.arange(num_frames) / FPS
@@ -87,7 +88,7 @@ def sample_scene(
     present = np.ones((n, num_frames), dtype=bool) if visible is None else visible
     actors = []
     for index, (limbs, actions) in enumerate(drawn):
-        # Actors are numbered from left to right, a third or half of the image apart from each other.
+        # Actors are numbered from left to right, and stay in their columns of the image.
         watches = index < n - 1 if facing[index] > 0 else index > 0
         actors.append(Actor(limbs, (*actions, "watch") if watches else actions, present[index]))
     return Scene(
@@ -101,7 +102,7 @@ def sample_scene(
 def _draw_actor(
     rng: np.random.Generator, seconds: np.ndarray, index: int, n: int, facing: int, action: str | None
 ) -> tuple[tuple[Limb, ...], tuple[str, ...]]:
-    """Limbs and actions of the actor in column `index` of `n` equal columns of the image."""
+    """Limbs and actions of the actor in column `index` of the `n` equal columns of the image."""
     pose = str(rng.choice(POSES))
     arms = str(rng.choice(list(ARMS), p=list(ARMS.values())))
     if action in GESTURES:
@@ -120,9 +121,9 @@ def _draw_actor(
 
 
 def _place(rng: np.random.Generator, limbs: tuple[Limb, ...], x: float) -> tuple[Limb, ...]:
-    """Move a body to column `x` in the frame T // 2, then as little as keeps it inside the image in all frames.
+    """Move a body to column `x` in frame T // 2, and from there as far as needed to stay in the image in all frames.
 
-    The ground is drawn such that the head stays in the image. What does not fit is cut off at the top or the left.
+    The ground is drawn such that the head stays in the image. A body that does not fit is cut off at the top or left.
     """
     low = np.min([limb.ends.min(axis=(0, 1)) - limb.radius for limb in limbs], axis=0)
     high = np.max([limb.ends.max(axis=(0, 1)) + limb.radius for limb in limbs], axis=0)
@@ -132,13 +133,13 @@ def _place(rng: np.random.Generator, limbs: tuple[Limb, ...], x: float) -> tuple
 
 
 def _clock(rng: np.random.Generator, action: str, seconds: np.ndarray, stopped: bool) -> np.ndarray:
-    """(T,) cycles since the start of an action, from a random point of its cycle; constant if stopped."""
+    """(T,) phase of an action in cycles, with a random start; constant if stopped."""
     rate = rng.uniform(*RATES[action])
     return rng.uniform() + rate * (np.zeros_like(seconds) if stopped else seconds - seconds[len(seconds) // 2])
 
 
 def _move_legs(rng: np.random.Generator, pose: str, seconds: np.ndarray) -> Motion:
-    """Motion of one of POSES with arms that go with it."""
+    """Motion of a pose, including the usual motion of the arms."""
     stopped = pose == "stand"
     shape = str(rng.choice(list(STOPPED_POSES), p=list(STOPPED_POSES.values()))) if stopped else pose
     cycle = _clock(rng, shape, seconds, stopped)
@@ -148,7 +149,7 @@ def _move_legs(rng: np.random.Generator, pose: str, seconds: np.ndarray) -> Moti
 
 
 def _gait(rng: np.random.Generator, cycle: np.ndarray) -> Motion:
-    """Legs and arms swing in opposition; the body covers part of a step's length (the camera follows a little)."""
+    """Arms and legs swing in opposite directions; the camera follows, so the body moves less than its steps."""
     phase = 2 * np.pi * cycle + np.array([[np.pi], [0]])  # (2, T)
     reach, bend, swing = rng.uniform(0.42, 0.6), rng.uniform(0.4, 0.8), rng.uniform(0.3, 0.6)
     advance = rng.uniform(0.2, 0.35)
@@ -164,7 +165,7 @@ def _gait(rng: np.random.Generator, cycle: np.ndarray) -> Motion:
 
 
 def _bend(rng: np.random.Generator, depth: np.ndarray, lift: np.ndarray) -> Motion:
-    """Both knees bent, the feet under the hips; `depth` (T,) is the angle of the thighs."""
+    """Bend both knees with the feet under the hips; `depth` (T,) is the angle of the thighs."""
     both = np.stack([depth, depth])
     hang = rng.uniform(-0.1, 0.25, size=(2, 1))
     return Motion(
@@ -179,12 +180,11 @@ def _bend(rng: np.random.Generator, depth: np.ndarray, lift: np.ndarray) -> Moti
 
 
 def _squat(rng: np.random.Generator, cycle: np.ndarray) -> Motion:
-    """Down and up again on the spot."""
     return _bend(rng, rng.uniform(0.8, 1.15) * (0.5 - 0.5 * np.cos(2 * np.pi * cycle)), np.zeros_like(cycle))
 
 
 def _jump(rng: np.random.Generator, cycle: np.ndarray) -> Motion:
-    """A crouch on the ground for 40 % of the cycle, then a flight."""
+    """Crouch on the ground for 40 % of the cycle, then fly."""
     part = cycle % 1
     grounded = part < 0.4
     flight = (part - 0.4) / 0.6
@@ -195,7 +195,7 @@ def _jump(rng: np.random.Generator, cycle: np.ndarray) -> Motion:
 
 
 def _move_arms(rng: np.random.Generator, arms: str, seconds: np.ndarray, motion: Motion) -> None:
-    """Replace the arms of `motion` by one of ARMS (`hang` leaves them as they are)."""
+    """Replace the motion of the arms by one of ARMS; `hang` keeps it."""
     if arms == "hang":
         return
     gesture = arms.removeprefix("stopped ")
@@ -214,8 +214,6 @@ def _move_arms(rng: np.random.Generator, arms: str, seconds: np.ndarray, motion:
 
 @dataclass(frozen=True)
 class Outfit:
-    """Colours of one person."""
-
     skin: tuple[float, float, float]
     shirt: tuple[float, float, float]
     trousers: tuple[float, float, float]
@@ -235,13 +233,11 @@ def _shade(color: tuple[float, float, float], factor: float) -> tuple[float, flo
 
 
 def _limbs(motion: Motion, height: float, facing: int, outfit: Outfit) -> tuple[Limb, ...]:
-    """Forward kinematics: the body in pixels from back to front, at 0 in the frame T // 2 and on a ground at 0.
+    """Limbs of a body in pixels, from back to front. The ground is at y = 0; in frame T // 2 the hips are at x = 0.
 
     Args:
-        motion: T frames.
-        height: Of the person standing upright, in pixels.
-        facing: 1 looks right, -1 left.
-        outfit: Colours.
+        height: Height of the person standing upright, in pixels.
+        facing: 1 faces right, -1 left.
     """
     knee = _along(motion.thigh, THIGH)  # (2, T, 2) relative to the hips
     ankle = knee + _along(motion.thigh - motion.knee, SHIN)
@@ -277,31 +273,29 @@ def _limbs(motion: Motion, height: float, facing: int, outfit: Outfit) -> tuple[
 
 
 def _along(angle: np.ndarray, length: float) -> np.ndarray:
-    """(..., 2) vector of a limb; 0 hangs down, positive swings forward (x grows forward until mirrored)."""
+    """(..., 2) vector of a limb: angle 0 hangs down, a positive angle points forward (to the right)."""
     return length * np.stack([np.sin(angle), np.cos(angle)], axis=-1)
 
 
 def _background(rng: np.random.Generator) -> np.ndarray:
-    """Dark, nearly grey, weakly textured; light or strongly textured ones made the task far harder to learn."""
+    """A dark, nearly grey, weakly textured background; the task was far harder to learn with other backgrounds."""
     size = IMAGE_SIZE + 2 * BACKGROUND_MARGIN
     base = rng.uniform(0.08, 0.24) * (1 + 0.15 * rng.standard_normal(3))
     cells = rng.standard_normal((6, 6, 3)) * 0.03
-    stretch = np.maximum(
-        0, 1 - np.abs(np.linspace(0, 5, size)[:, None] - np.arange(6))
-    )  # (size, 6) linear interpolation
+    stretch = np.maximum(0, 1 - np.abs(np.linspace(0, 5, size)[:, None] - np.arange(6)))  # (size, 6), interpolates
     clouds = np.tensordot(stretch, stretch @ cells, axes=1)  # (6, 6, 3) -> (6, size, 3) -> (size, size, 3)
     grain = 0.01 * rng.standard_normal((size, size, 1))
     return (base + clouds + grain).clip(0.02, 0.45).astype(np.float32)
 
 
 def _camera(rng: np.random.Generator, num_frames: int) -> np.ndarray:
-    """(T, 2) unsteady hand: a random walk through 0 at frame T // 2."""
+    """(T, 2) shift by an unsteady hand: a random walk that is 0 at frame T // 2."""
     path = np.cumsum(rng.normal(0, 0.3, size=(num_frames, 2)), axis=0)
     return (path - path[num_frames // 2]).clip(1 - BACKGROUND_MARGIN, BACKGROUND_MARGIN - 1)
 
 
 def _props(rng: np.random.Generator, seconds: np.ndarray) -> tuple[Limb, ...]:
-    """Up to four bars and balls of muted colours; half of them drift."""
+    """Up to four bars and balls in muted colours, half of them moving."""
     props = []
     for _ in range(rng.integers(0, 5)):
         velocity = rng.uniform(-8, 8, size=2) * rng.integers(0, 2)  # pixels per second

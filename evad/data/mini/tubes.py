@@ -1,12 +1,14 @@
-"""The generated data set in the layouts of UCF101-24 and JHMDB: frame images and a pickle of whole tubes.
+"""Generates data sets in the layouts of UCF101-24 and JHMDB: frame images and a pickle of tubes.
 
     python -m evad.data.mini.tubes ROOT --layout ucf24|jhmdb [--num-videos N] [--seed N] [--workers N]
 
-writes `rgb-images/<class>/<video>/00001.jpg`, ... and `UCF101v2-GT.pkl`, or `Frames/<class>/<video>/00001.png`, ... and
-`JHMDB-GT.pkl`, and `mini.json`, into a folder of ROOT that is named after the parameters, see `mini_tubes_folder`. A
-video shows one of seven classes (`watch` is left out), done by all its actors. As in the originals, UCF101-24 has one
-split and one or two tubes per video, some of which cover only a part of it; JHMDB has three splits and one tube per
-video, from its first to its last frame.
+writes into a subfolder of ROOT, see `mini_tubes_folder`:
+
+- ucf24: `rgb-images/<class>/<video>/00001.jpg`, ... and `UCF101v2-GT.pkl`. There is one split; a video has one or two
+  tubes, and some tubes cover only a part of it.
+- jhmdb: `Frames/<class>/<video>/00001.png`, ... and `JHMDB-GT.pkl`. There are three splits; a video has one tube, from
+  its first to its last frame.
+- both: `mini.json`. All actors of a video have the same class, one of seven (`watch` does not occur).
 """
 
 from __future__ import annotations
@@ -25,24 +27,23 @@ from evad.data.mini.render import Scene, actor_boxes, render
 from evad.data.mini.scene import GESTURES, IMAGE_SIZE, POSES, sample_scene
 from evad.data.mini.store import ensure_generated, run_jobs
 
-VERSION = 1  # raise it when the same parameters give other files: it is part of the folder's name
+VERSION = 1  # part of the folder's name; increase it when the same parameters generate different files
 TUBE_CLASSES = (*POSES, *GESTURES)  # class numbers 0 to 6
-SHORTEST_TUBE = 16  # frames; the usual linking drops tubes of fewer than 15
-RANDOM_STREAM = 2  # 0 and 1 are the streams of the AVA layout's splits
+SHORTEST_TUBE = 16  # frames; linking usually drops tubes shorter than 15
+RANDOM_STREAM = 2  # part of the seed; the splits of `evad.data.mini.ava` have 0 and 1
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Differences between the two data sets on disk.
+    """Differences between the two layouts.
 
     Attributes:
         frames: Folder of the frame images.
-        suffix: Of the frame images; `.jpg` is lossy, `.png` is not.
-        pickle: Name of the annotation file.
-        num_splits: 1 or 3; each split tests on another third of the videos.
-        most_actors: 1, or 2 for one or two per video.
+        suffix: Image format, `.jpg` (lossy) or `.png`.
+        num_splits: 1 or 3; every split tests on a different third of the videos.
+        most_actors: Largest number of actors per video.
         partial: Whether half of the tubes cover only a part of the video.
-        lengths: Fewest and most frames of a video.
+        lengths: Smallest and largest number of frames of a video.
     """
 
     frames: str
@@ -61,21 +62,19 @@ LAYOUTS = {
 
 
 def mini_tubes_folder(root: Path | str, layout: str, num_videos: int = 420, seed: int = 0) -> Path:
-    """The folder of the data set with these parameters, below `root`; arguments as for `ensure_mini_tubes`."""
+    """Folder of the data set with these parameters, below `root`."""
     return Path(root) / f"{layout}-{num_videos}-seed{seed}-v{VERSION}"
 
 
 def ensure_mini_tubes(
     root: Path | str, layout: str, num_videos: int = 420, seed: int = 0, workers: int | None = None
 ) -> Path:
-    """The folder of the data set, generated now unless it is there.
+    """Generate the data set unless it exists; returns its folder.
 
     Args:
-        root: Folder above that of the data set; created where missing.
-        layout: `ucf24` or `jhmdb`.
-        num_videos: In all splits together; classes take turns.
-        seed: Any other seed gives other videos.
-        workers: Processes that render; the result does not depend on it. None: one per processor.
+        root: Parent folder of generated data sets; created if missing.
+        num_videos: Total number of videos, evenly divided among the classes.
+        workers: Number of rendering processes, which does not affect the result; None: one per processor.
 
     Raises:
         ValueError: The layout is unknown, or a class would have no test video or no training video.
@@ -85,7 +84,7 @@ def ensure_mini_tubes(
         raise ValueError(f"layout is {layout!r}; it must be one of {', '.join(LAYOUTS)}")
     fewest = 3 * len(TUBE_CLASSES)
     if num_videos < fewest:
-        raise ValueError(f"num_videos is {num_videos}; every class needs 3 for its splits: give {fewest} or more")
+        raise ValueError(f"num_videos is {num_videos}; every class needs 3 videos: give {fewest} or more")
     folder = mini_tubes_folder(root, layout, num_videos, seed)
     parameters = {
         "layout": layout,
@@ -100,8 +99,8 @@ def ensure_mini_tubes(
     return folder
 
 
-def generate_tubes(root: Path, layout: str, num_videos: int = 420, seed: int = 0, workers: int | None = None) -> None:
-    """Write frames and annotations into `root`, which is empty; other arguments as for `ensure_mini_tubes`."""
+def generate_tubes(root: Path, layout: str, num_videos: int, seed: int, workers: int | None) -> None:
+    """Write frames and annotations into the empty folder `root`."""
     jobs = [TubeJob(seed, layout, index, root) for index in range(num_videos)]
     videos = run_jobs(make_video, jobs, f"Generating {layout} videos", workers)
     with (root / LAYOUTS[layout].pickle).open("wb") as file:
@@ -110,7 +109,7 @@ def generate_tubes(root: Path, layout: str, num_videos: int = 420, seed: int = 0
 
 @dataclass(frozen=True)
 class TubeJob:
-    """Everything one video depends on, and where it goes."""
+    """Everything that determines a video, and the folder of the data set."""
 
     seed: int
     layout: str
@@ -119,7 +118,6 @@ class TubeJob:
 
     @property
     def action(self) -> str:
-        """Class of the video; classes take turns."""
         return TUBE_CLASSES[self.index % len(TUBE_CLASSES)]
 
 
@@ -128,9 +126,7 @@ class TubeVideo:
     """Annotation of one video.
 
     Attributes:
-        name: `<class>/<video>`.
         action: Class number from 0.
-        num_frames: T.
         tubes: Each (frames, 5) float64: frame number from 1, x1, y1, x2, y2 in pixels, corner pixels included.
     """
 
@@ -141,7 +137,7 @@ class TubeVideo:
 
 
 def video_scene(job: TubeJob) -> Scene:
-    """The scene of one video, from a random stream of its own."""
+    """The scene of a video; every video has an independent random generator."""
     layout = LAYOUTS[job.layout]
     rng = np.random.Generator(np.random.PCG64([job.seed, RANDOM_STREAM, job.index]))
     num_frames = int(rng.integers(layout.lengths[0], layout.lengths[1] + 1))
@@ -156,16 +152,16 @@ def video_scene(job: TubeJob) -> Scene:
 
 
 def make_video(job: TubeJob) -> TubeVideo:
-    """Render one video into its frame folder and give its annotation."""
+    """Render a video into its frame folder and return its annotation."""
     layout, scene = LAYOUTS[job.layout], video_scene(job)
     name = f"{job.action}/{job.action}_{job.index:05d}"
     folder = job.root / layout.frames / name
     folder.mkdir(parents=True)
     frames = render(scene)
     for number, frame in enumerate(frames, start=1):
-        # JPEG is told not to blur colours; PNG knows neither option and ignores them.
+        # These options keep colours sharp in JPEG; PNG ignores them.
         Image.fromarray(frame).save(folder / f"{number:05d}{layout.suffix}", quality=95, subsampling=0)
-    boxes = actor_boxes(scene) - np.array([0, 0, 1, 1])  # the far edge of a pixel -> the pixel
+    boxes = actor_boxes(scene) - np.array([0, 0, 1, 1])  # corner pixels are part of a box
     numbers = np.arange(1, len(frames) + 1)[:, None]
     tubes = []
     for index, actor in enumerate(scene.actors):
@@ -175,23 +171,22 @@ def make_video(job: TubeJob) -> TubeVideo:
 
 
 def _annotations(videos: list[TubeVideo], num_splits: int) -> dict[str, Any]:
-    """Contents of the pickle; within a class, every third video is for testing, from another start per split."""
-    turns = [index // len(TUBE_CLASSES) % 3 for index in range(len(videos))]  # of a video among those of its class
+    """Contents of the pickle; split i tests on every third video of each class, starting with video i."""
+    turns = [index // len(TUBE_CLASSES) % 3 for index in range(len(videos))]  # number of a video in its class, modulo 3
     return {
         "labels": list(TUBE_CLASSES),
         "train_videos": [[v.name for v, turn in zip(videos, turns) if turn != split] for split in range(num_splits)],
         "test_videos": [[v.name for v, turn in zip(videos, turns) if turn == split] for split in range(num_splits)],
         "nframes": {v.name: v.num_frames for v in videos},
         "resolution": {v.name: (IMAGE_SIZE, IMAGE_SIZE) for v in videos},
-        # Converted here: arrays from several processes do not share a dtype object and would pickle to other bytes.
+        # Converted here, because arrays from several processes do not share a dtype object: the bytes would differ.
         "gttubes": {v.name: {v.action: [tube.astype(np.float32) for tube in v.tubes]} for v in videos},
     }
 
 
 def main() -> None:
-    """Command line."""
     parser = argparse.ArgumentParser(prog="python -m evad.data.mini.tubes", description=__doc__.splitlines()[0])
-    parser.add_argument("root", type=Path, help="folder in which the data set gets one")
+    parser.add_argument("root", type=Path, help="parent folder of the data set")
     parser.add_argument("--layout", choices=sorted(LAYOUTS), required=True)
     parser.add_argument("--num-videos", type=int, default=420)
     parser.add_argument("--seed", type=int, default=0)

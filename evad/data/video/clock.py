@@ -1,4 +1,4 @@
-"""Conversion between seconds and frames of a video, also for varying frame rates, as phones record them."""
+"""Converts between seconds and frames of a video, also if its frame rate varies, as in recordings of phones."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Timed(Protocol):
     """When the frames of a video are shown.
 
     Attributes:
-        fps: Frames per second, the average where they vary.
-        times: (num_frames,) float64, ascending seconds since the first frame; None where frame k is shown at k / fps.
+        fps: Frames per second; the average if the rate varies.
+        times: (num_frames,) float64, ascending seconds since the first frame; None if frame k is shown at k / fps.
     """
 
     @property
@@ -25,14 +25,13 @@ class Timed(Protocol):
 
 
 def measured_rate(times: np.ndarray, stated_fps: float) -> tuple[float, np.ndarray | None]:
-    """Frame rate and, if it varies, times of the frames.
+    """Find the frame rate and, if it varies, the times of the frames.
 
-    A rate fits if no frame is further than half a frame from where it would be. Some containers (Matroska, WebM) state
-    a rate that the file does not have.
+    The rate is constant if it predicts the time of every frame to within half a frame. The rate stated by the container
+    is not always correct (Matroska, WebM), so the average rate is tried as well.
 
     Args:
-        times: (num_frames,) seconds at which frames are shown, ascending.
-        stated_fps: Rate that the container states.
+        times: (num_frames,) ascending seconds at which frames are shown.
 
     Returns:
         `fps` and `times` as in `Timed`.
@@ -45,15 +44,15 @@ def measured_rate(times: np.ndarray, stated_fps: float) -> tuple[float, np.ndarr
 
 
 def average_rate(times: np.ndarray, otherwise: float) -> float:
-    """Frames per second between the first frame and the last; `otherwise` for a single frame."""
+    """Frames per second between the first and the last frame; `otherwise` if there is only one frame."""
     return float((len(times) - 1) / times[-1]) if times[-1] > 0 else otherwise
 
 
 def shown_at(video: Timed, second: np.ndarray) -> np.ndarray:
-    """The frame on screen at each `second`, int64; it may lie beyond the video's ends.
+    """The int64 index of the frame on screen at each `second`; may be beyond the video's ends.
 
-    At a constant rate that is the nearest frame. Where the rate varies a frame stays until the next one, however long
-    that takes; it counts as shown half a usual interval early, at most 1 / 50 s, as times are rounded.
+    At a constant rate this is the nearest frame. At a varying rate a frame stays on screen until the next one. Because
+    times are rounded, a frame is treated as shown early, by half the median interval but at most 1 / 50 s.
     """
     if video.times is None:
         return np.floor(second * video.fps + 0.5).astype(np.int64)
@@ -62,7 +61,7 @@ def shown_at(video: Timed, second: np.ndarray) -> np.ndarray:
 
 
 def frame_at(video: Timed, second: Numbers) -> Numbers:
-    """`second` in frames, with the fraction of the interval that has passed; beyond the ends at the average rate."""
+    """Convert seconds to fractional frames, linearly between two frames, at the average rate beyond the ends."""
     if video.times is None:
         return second * video.fps
     frames = np.arange(len(video.times), dtype=np.float64)
@@ -78,5 +77,5 @@ def second_at(video: Timed, frame: Numbers) -> Numbers:
 
 
 def _beyond(value: Numbers, end: float) -> Numbers:
-    """How far a value lies below 0 (negative) or above `end`."""
+    """Distance of a value from [0, end]; negative below 0."""
     return value - np.clip(value, 0, end)

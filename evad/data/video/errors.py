@@ -1,4 +1,4 @@
-"""The interface of video readers, and their errors."""
+"""The interface of all video readers, and their errors."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ REENCODE = "download it again or re-encode it (ffmpeg -i OLD -c:v libx264 -crf 1
 
 
 class VideoError(RuntimeError):
-    """A video that cannot be opened or decoded; the text names it, the reason and a remedy."""
+    """A video cannot be opened or decoded; the text names the video, the reason and a remedy."""
 
 
 class VideoReader(Protocol):
     """Random access to the frames of one video.
 
     Attributes:
-        num_frames: Number of frames.
         fps: Frames per second, see `Timed`.
-        times: When each frame is shown where the rate varies, see `Timed`.
-        height: Height of a frame in pixels, as displayed.
-        width: Width of a frame in pixels, as displayed.
+        times: Times of the frames if the rate varies, see `Timed`.
+        height, width: Size of a frame in pixels, as displayed.
     """
 
     num_frames: int
@@ -32,7 +30,7 @@ class VideoReader(Protocol):
     width: int
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Frames `indices` (any order, repeats allowed) as (T, H, W, 3) uint8 RGB.
+        """Read frames as (T, H, W, 3) uint8 RGB; `indices` may be in any order and may repeat.
 
         Raises:
             IndexError: An index is outside [0, num_frames).
@@ -42,7 +40,7 @@ class VideoReader(Protocol):
 
 
 def check_indices(indices: Sequence[int] | np.ndarray, num_frames: int, name: object) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct indices in ascending order, and where each requested one is among them."""
+    """Sort and deduplicate frame indices; also returns the place of each requested index in the result."""
     requested = np.asarray(indices, dtype=np.int64)
     if requested.ndim != 1 or not len(requested):
         raise ValueError(f"{name}: frame indices must be a non-empty list, got shape {requested.shape}")

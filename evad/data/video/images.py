@@ -1,4 +1,4 @@
-"""Frames extracted as image files."""
+"""Reads frames that were extracted as image files."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class FrameReader:
-    """Extracted frames: one image file per frame.
+    """Reader of extracted frames, one image file per frame.
 
     Args:
         paths: Image files in order.
-        fps: Frames per second they were extracted at.
-        name: The video, for messages.
+        fps: Rate in frames per second at which the frames were extracted.
     """
 
     def __init__(self, paths: Sequence[str], fps: float, name: str) -> None:
@@ -39,20 +38,19 @@ class FrameReader:
         self.height, self.width, _ = self._read_image(0).shape
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """See `VideoReader.read`."""
         wanted, inverse = check_indices(indices, self.num_frames, self._name)
         images = [self._read_image(int(index)) for index in wanted]
         for index, image in zip(wanted, images):
             if image.shape != (self.height, self.width, 3):
                 raise VideoError(
-                    f"{self._paths[index]}: the frame has {image.shape[1]}x{image.shape[0]} pixels, the first frame of "
-                    f"{self._name} {self.width}x{self.height}; extract the frames of this video again"
+                    f"{self._paths[index]}: the frame has {image.shape[1]}x{image.shape[0]} pixels, but the "
+                    f"first frame of {self._name} has {self.width}x{self.height}; extract the video's frames again"
                 )
         return np.stack(images)[inverse]
 
     def _read_image(self, index: int) -> np.ndarray:
         path = self._paths[index]
-        if not os.path.isfile(path):  # noqa: PTH113 (a Path per frame costs more than the check)
+        if not os.path.isfile(path):  # noqa: PTH113 (creating a Path takes longer than the check)
             raise FileNotFoundError(f"{path}: frame {index} of {self._name} is missing; extract the frames again")
         try:
             return decode_image(path, ImageReadMode.RGB).permute(1, 2, 0).numpy()  # 3 H W -> H W 3
@@ -63,7 +61,7 @@ class FrameReader:
 
 @dataclass(frozen=True)
 class NumberedFrames(Sequence[str]):
-    """Paths that differ in a running number only: a few bytes instead of 27 030 strings per AVA video."""
+    """Paths that differ only in a running number; takes far less memory than the 27 030 strings of an AVA video."""
 
     prefix: str
     digits: int
@@ -78,7 +76,7 @@ class NumberedFrames(Sequence[str]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self.length))]
         if not -self.length <= index < self.length:
-            raise IndexError(f"frame {index} of {self.length}")
+            raise IndexError(f"frame {index} does not exist; there are {self.length} frames")
         return f"{self.prefix}{self.first + index % self.length:0{self.digits}d}{self.suffix}"
 
 
@@ -86,7 +84,7 @@ _NUMBERED = re.compile(r"(?P<prefix>.*?)(?P<number>\d+)(?P<suffix>\.\w+)")
 
 
 def compact_paths(paths: Sequence[str]) -> Sequence[str]:
-    """The same paths, as `NumberedFrames` if they are consecutively numbered, else as a tuple."""
+    """Convert paths to `NumberedFrames` if they are numbered consecutively, else to a tuple."""
     match = _NUMBERED.fullmatch(paths[0]) if len(paths) else None
     if match:
         prefix, number, suffix = match.group("prefix", "number", "suffix")
@@ -100,28 +98,27 @@ _NUMBER_IN_PATTERN = re.compile(r"%0?\d*d")
 
 
 def check_pattern(pattern: str) -> None:
-    """Refuse a pattern that `matching_frames` cannot follow.
+    """Check a pattern for `matching_frames`.
 
     Raises:
-        ValueError: The pattern lacks `{video}` or a single frame number after its last slash.
+        ValueError: The pattern lacks `{video}`, or does not have exactly one frame number, after its last slash.
     """
     name = pattern.rpartition("/")[2]
     numbers = _NUMBER_IN_PATTERN.findall(pattern)
     if "{video}" not in pattern or len(numbers) != 1 or numbers[0] not in name:
         raise ValueError(
-            f"data.frame_pattern {pattern!r} must hold {{video}} and, in the name of the file, one frame number, as in "
+            f"data.frame_pattern {pattern!r} must contain {{video}} and, in the file name, one frame number, such as "
             "{video}/img_%05d.jpg"
         )
 
 
 @cache
 def matching_frames(root: str, pattern: str, video: str) -> Sequence[str]:
-    """Image files of a video whose paths follow a pattern, in order; none if nothing matches.
+    """Image files of a video that match a pattern, in order; empty if nothing matches.
 
     Args:
-        root: Folder the pattern is below.
+        root: Folder to which the pattern is relative.
         pattern: Path with `{video}` and one printf-like frame number, such as `{video}/img_%05d.jpg`.
-        video: Name of the video.
 
     Raises:
         VideoError: A frame between the first and the last is missing.
@@ -138,27 +135,27 @@ def matching_frames(root: str, pattern: str, video: str) -> Sequence[str]:
 
 
 def unmatched(root: str, pattern: str, video: str) -> str:
-    """Where the frames of a video were looked for, and what is there instead."""
+    """Explain that no image matches: the expected path and the files found in its folder."""
     wanted = f"{root}/{pattern.replace('{video}', video)}"
     there = sorted(_names(wanted.rpartition("/")[0]))
     found = f"its folder has {', '.join(there[:3])}{', ...' if len(there) > 3 else ''}" if there else "no such folder"
-    return f"{root}: nothing matches data.frame_pattern {pattern!r}, that is {wanted} ({found})"
+    return f"{root}: no file matches data.frame_pattern {pattern!r}; expected {wanted} ({found})"
 
 
 def _names(folder: str) -> list[str]:
-    """Names in a folder; none if it is not there."""
-    return os.listdir(folder) if Path(folder).is_dir() else []  # noqa: PTH208 (a folder may hold 27 030)
+    """Names in a folder; empty if there is no such folder."""
+    return os.listdir(folder) if Path(folder).is_dir() else []  # noqa: PTH208 (faster in folders of 27 030 images)
 
 
 @cache
 def list_frames(folder: str) -> Sequence[str]:
-    """Image files of a folder, ordered by the number their names end in.
+    """Image files of a folder, ordered by the number at the end of their names.
 
-    Names like `<video>_%06d.jpg`, `img_%05d.jpg` and `%05d.png` all do.
+    Such names are `<video>_%06d.jpg`, `img_%05d.jpg` and `%05d.png`.
 
     Raises:
-        FileNotFoundError: The folder is missing, or a number between the first and the last has no image.
-        VideoError: It has no images, or images whose names do not end in a number.
+        FileNotFoundError: The folder is missing, or the numbers of the images have a gap.
+        VideoError: There are no images, or an image whose name does not end in a number.
     """
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of frames; check the data root and the video's name")

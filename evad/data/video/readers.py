@@ -1,7 +1,7 @@
-"""Frames of a video file by exact index, by PyAV or decord.
+"""Reads frames of a video file by exact index, with PyAV or decord.
 
-Readers hold open files and native decoders, so they are never pickled: DataLoader workers get the small description of
-where the pixels are (`VideoFiles`, `FrameFolders`), and each process opens its own readers.
+Readers hold open files and native decoders, so they are never pickled: DataLoader workers receive a `VideoFiles` or
+`FrameFolders` object, which knows the paths, and each process opens its own readers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from evad.data.video.errors import REENCODE, VideoError, VideoReader, check_indi
 
 try:
     import decord
-except ImportError:  # not installed where it has no wheels
+except ImportError:  # has no wheels for some platforms
     decord = None
 else:
     decord.logging.set_level(decord.logging.QUIET)
@@ -31,20 +31,19 @@ Backend = Literal["auto", "decord", "pyav"]
 
 
 def open_video(path: str | Path, backend: Backend = "auto") -> VideoReader:
-    """Reader of one video file.
+    """Open a video file.
 
-    Both backends decode with one thread: clips are read by several DataLoader workers at once, and for the few frames
-    of a clip starting threads costs more than it saves.
+    Both backends decode with one thread: several DataLoader workers read clips at the same time, and starting threads
+    for the few frames of a clip costs more time than it saves.
 
     Args:
-        path: The file.
-        backend: `auto` is PyAV, and decord for files that PyAV cannot read. The pixels are identical. decord 0.6 takes
-            60 to 200 MB per open video, indexes the file at every opening, cannot read some narrow videos (16 or 48
-            pixels wide), and returns neighbouring frames from AVI files with B-frames.
+        backend: `auto` is PyAV, with decord for files that PyAV cannot read. The pixels are identical. decord 0.6 needs
+            60 to 200 MB per open video, indexes the file whenever it opens it, cannot read some narrow videos (16 or 48
+            pixels wide), and may return the wrong neighbouring frame of AVI files with B-frames.
 
     Raises:
         FileNotFoundError: There is no such file.
-        VideoError: The file cannot be read; names the reason given by each backend.
+        VideoError: The file cannot be read; the text gives the reason of each backend.
     """
     path = Path(path)
     if not path.is_file():
@@ -69,15 +68,13 @@ def _is_avi(path: Path) -> bool:
 
 
 class DecordReader:
-    """Video file decoded by decord."""
-
     def __init__(self, path: str | Path) -> None:
         if decord is None:
             raise VideoError(f"{path}: decord is not installed; install it or use backend=pyav")
         self._path = path
         try:
             self._reader = decord.VideoReader(str(path), num_threads=1)
-            # Read one frame as `read` does, so that a file decord opens but cannot decode is found here.
+            # Read a frame, because decord opens some files that it cannot decode.
             _, self.height, self.width, _ = self._reader.get_batch([0]).shape
             self.num_frames = len(self._reader)
             starts = self._reader.get_frame_timestamp(np.arange(self.num_frames))[:, 0].astype(np.float64)
@@ -85,17 +82,16 @@ class DecordReader:
             raise VideoError(f"{path}: decord cannot read the video ({first_line(error)}); {REENCODE}") from error
         self.fps = float(self._reader.get_avg_fps())
         self.times: np.ndarray | None = None
-        if _is_avi(Path(path)):  # stores no presentation times
+        if _is_avi(Path(path)):  # AVI stores no presentation times
             return
         if starts[0] < 0:
             raise VideoError(
-                f"{path}: decord miscounts frames that an edit list hides, as cutting without encoding leaves them; "
+                f"{path}: decord miscounts the hidden frames of videos that were cut without re-encoding; "
                 "use backend=pyav or auto"
             )
         self.fps, self.times = measured_rate(starts, self.fps)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """See `VideoReader.read`."""
         wanted, inverse = check_indices(indices, self.num_frames, self._path)
         try:
             frames = self._reader.get_batch(wanted).asnumpy()
@@ -107,14 +103,13 @@ class DecordReader:
 
 @dataclass(frozen=True)
 class _Timeline:
-    """When each frame of a file is shown, and where decoding can start.
+    """Times of the frames of a file, and the keyframes at which decoding can start.
 
     Attributes:
-        num_frames: Number of frames.
-        pts: (num_frames,) int64, ascending presentation timestamps; None where the container's are unusable and
-            frames are counted from the beginning.
-        keyframes: (k,) int64, ascending indices of the frames decoding can start at.
-        seek: (k, 2) int64, timestamps to seek to for each of them: presentation, decoding.
+        pts: (num_frames,) int64, ascending presentation timestamps; None if the file has no usable timestamps, so that
+            frames must be counted from the beginning.
+        keyframes: (k,) int64, ascending indices of the keyframes.
+        seek: (k, 2) int64, presentation and decoding timestamp of each keyframe, to seek to.
     """
 
     num_frames: int
@@ -125,17 +120,17 @@ class _Timeline:
 
 @lru_cache(maxsize=4096)
 def _timeline(path: str, mtime_ns: int, size: int) -> _Timeline:
-    """Timeline of a file, kept between readers: scanning a 15-minute video takes longer than decoding a clip.
+    """Timeline of a file, cached because scanning a 15-minute video takes longer than decoding a clip.
 
-    Forked workers inherit what their parent scanned.
+    Forked workers inherit the cache.
     """
     with av.open(path) as container:
-        # Numbers alone: 27 000 packets in memory would be heavy, and asking each twice slow.
+        # Keep only numbers: 27 000 packets would need much memory.
         packets = [(p.pts, p.dts, p.is_keyframe, p.is_discard) for p in container.demux(video=0) if p.size]
         is_avi = "avi" in container.format.name
     timed = [(pts, pts if dts is None else dts, *flags) for pts, dts, *flags in packets if pts is not None]
     pts, dts, is_key, is_hidden = np.array(timed, dtype=np.int64).reshape(-1, 4).T
-    # AVI stores no presentation times; what the demuxer makes up is wrong as soon as frames are reordered.
+    # AVI stores no presentation times; the demuxer's guesses are wrong if frames are reordered.
     invented = is_avi and (pts != dts).any()
     usable = len(np.unique(pts)) == len(packets) and is_key.any()
     if invented or not usable:
@@ -143,20 +138,20 @@ def _timeline(path: str, mtime_ns: int, size: int) -> _Timeline:
             count = sum(1 for _ in container.decode(video=0))
         return _Timeline(count, None, np.zeros(1, np.int64), np.zeros((1, 2), np.int64))
     order = np.argsort(pts)
-    # Packets that an edit list hides are decoded, because others refer to them, but never shown.
+    # Packets hidden by an edit list are decoded, because others depend on them, but never shown.
     shown = pts[order][is_hidden[order] == 0]
     seek = np.stack([pts, dts], axis=1)[order][is_key[order] == 1]
     return _Timeline(len(shown), shown, np.searchsorted(shown, seek[:, 0]), seek)
 
 
 class PyAVReader:
-    """Video file decoded by PyAV: seeks to the keyframe before the wanted frame and decodes up to its timestamp."""
+    """Decodes with PyAV: seeks to the last keyframe before the wanted frame and decodes up to its timestamp."""
 
     def __init__(self, path: str | Path) -> None:
         self._path = str(path)
         self._position = -1
         self._frame: av.VideoFrame | None = None
-        self._to_rgb = VideoReformatter()  # one for all frames: it keeps its conversion tables
+        self._to_rgb = VideoReformatter()  # reused for all frames, as it caches conversion tables
         try:
             stat = Path(path).stat()
             self._timeline = _timeline(self._path, stat.st_mtime_ns, stat.st_size)
@@ -174,7 +169,6 @@ class PyAVReader:
             self.fps, self.times = measured_rate(self._timeline.pts * float(self._stream.time_base), self.fps)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """See `VideoReader.read`."""
         wanted, inverse = check_indices(indices, self.num_frames, self._path)
         try:
             frames = np.stack([self._rgb(int(index)) for index in wanted])
@@ -184,7 +178,7 @@ class PyAVReader:
         return frames[inverse]
 
     def _rgb(self, index: int) -> np.ndarray:
-        """Frame `index` as (H, W, 3) uint8, upright."""
+        """Frame `index` as (H, W, 3) uint8, rotated as displayed."""
         frame = self._decode(index)
         image = self._to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()
         return np.rot90(image, round(frame.rotation / 90)) if frame.rotation else image
@@ -194,8 +188,8 @@ class PyAVReader:
         ahead = self._timeline.keyframes[keyframe] <= self._position <= index
         if ahead and (frame := self._advance(index)):
             return frame
-        # Containers index packets by presentation time (Matroska) or by decoding time (MP4), so a seek by one of the
-        # two may land behind the keyframe; starting over always works.
+        # Containers index packets by presentation time (Matroska) or by decoding time (MP4), so seeking to either one
+        # may miss the keyframe. Decoding from the beginning always works.
         seeks = self._timeline.seek[keyframe].tolist() if self._timeline.pts is not None else []
         for timestamp in [*seeks, None]:
             self._restart(timestamp)
@@ -204,7 +198,7 @@ class PyAVReader:
         raise VideoError(f"{self._path}: frame {index} of {self._timeline.num_frames} is damaged; {REENCODE}")
 
     def _restart(self, timestamp: int | None) -> None:
-        """Place the decoder at a timestamp, or at the beginning."""
+        """Seek to a timestamp, or to the beginning if it is None."""
         if timestamp is None:
             self._open()
         else:
@@ -222,7 +216,7 @@ class PyAVReader:
         self._frames = self._container.decode(self._stream)
 
     def _advance(self, index: int) -> av.VideoFrame | None:
-        """Decode up to frame `index`; None if the stream jumps over it or ends before it."""
+        """Decode up to frame `index`; None if the stream skips it or ends before it."""
         pts = self._timeline.pts
         while self._position < index:
             self._frame = next(self._frames, None)
@@ -233,7 +227,7 @@ class PyAVReader:
 
 
 def _position(pts: np.ndarray, frame_pts: int | None) -> int:
-    """Index of a decoded frame; -1 for one that no packet announced."""
+    """Index of a decoded frame; -1 if no packet has its timestamp."""
     if frame_pts is None:
         return -1
     position = int(np.searchsorted(pts, frame_pts))

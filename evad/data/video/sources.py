@@ -1,10 +1,11 @@
-"""Videos of a data set by name, and the readers a process keeps open."""
+"""Finds the videos of a data set by name, and caches open readers."""
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,20 +17,16 @@ VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 
 
 class ReaderSource(Protocol):
-    """Opens videos by name and knows which it has: `VideoFiles`, `FrameFolders`."""
+    """Opens the videos of a data set by name: `VideoFiles` or `FrameFolders`."""
 
-    root: Path
-
-    def __call__(self, video: str) -> VideoReader:
-        """Reader of `video`."""
-        ...
+    def __call__(self, video: str) -> VideoReader: ...
 
     def missing(self, videos: Sequence[str]) -> list[str]:
-        """Those of `videos` that it cannot open because they are not there."""
+        """The names in `videos` for which there are no files."""
         ...
 
     def where(self, video: str) -> str:
-        """Where a missing video was looked for."""
+        """The place where a missing video was expected, for error messages."""
         ...
 
 
@@ -37,16 +34,13 @@ class VideoFiles:
     """Opens the video files of a data set by video name.
 
     Args:
-        root: Folder of the files; a video `v` is `root/v.mp4` (or .mkv, .webm, .avi, .mov).
+        root: Folder of the files; video `v` is `root/v.mp4` (or .mkv, .webm, .avi, .mov).
         backend: See `open_video`.
     """
 
     def __init__(self, root: str | Path, backend: Backend = "auto") -> None:
         self.root = Path(root)
         self.backend: Backend = backend
-        self.paths = self._list()
-
-    def _list(self) -> dict[str, str]:
         found: dict[str, Path] = {}
         for path in sorted(self.root.rglob("*")):
             suffix = path.suffix.lower()
@@ -56,50 +50,42 @@ class VideoFiles:
             if name in found:
                 raise ValueError(f"{found[name]} and {path} are both video {name!r}; keep one of them")
             found[name] = path
-        return {name: str(path) for name, path in found.items()}
+        self.paths = {name: str(path) for name, path in found.items()}
 
     def __call__(self, video: str) -> VideoReader:
-        """Reader of `video`."""
         if video not in self.paths:
             raise FileNotFoundError(f"video {video!r} has no file in {self.root} ({', '.join(VIDEO_SUFFIXES)})")
         return open_video(self.paths[video], self.backend)
 
     def missing(self, videos: Sequence[str]) -> list[str]:
-        """Those of `videos` that have no file."""
         return [video for video in videos if video not in self.paths]
 
     def where(self, video: str) -> str:
-        """Where a missing video was looked for."""
         return str(self.root)
 
 
+@dataclass(frozen=True)
 class FrameFolders:
     """Opens the extracted frames of a data set by video name.
 
-    Args:
+    Without frame lists and pattern, all images of folder `{video}` are read in the order of the numbers in their names.
+
+    Attributes:
         root: Folder with one folder of images per video.
-        fps: Frames per second they were extracted at.
-        frame_lists: Image files per video, where a frame list names them.
-        pattern: Path of a video's images below `root`, such as `{video}/img_%05d.jpg`; without list and pattern, all
-            images of folder `{video}` in the order of the numbers in their names.
+        fps: Rate in frames per second at which the frames were extracted.
+        pattern: Path of a video's images below `root`, such as `{video}/img_%05d.jpg`.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        fps: float,
-        frame_lists: Mapping[str, Sequence[str]] | None = None,
-        pattern: str | None = None,
-    ) -> None:
-        self.root = Path(root)
-        self.fps = fps
-        self.frame_lists = frame_lists
-        self.pattern = pattern
-        if pattern is not None:
-            check_pattern(pattern)
+    root: Path
+    fps: float
+    frame_lists: Mapping[str, Sequence[str]] | None = None
+    pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.pattern is not None:
+            check_pattern(self.pattern)
 
     def __call__(self, video: str) -> VideoReader:
-        """Reader of `video`."""
         return FrameReader(self._frames(video), self.fps, video)
 
     def _frames(self, video: str) -> Sequence[str]:
@@ -114,7 +100,6 @@ class FrameFolders:
         raise FileNotFoundError(f"video {video!r} is not in {self.where(video)}")
 
     def missing(self, videos: Sequence[str]) -> list[str]:
-        """Those of `videos` that have no folder, are in no frame list or match no pattern."""
         if self.frame_lists is not None:
             return [video for video in videos if video not in self.frame_lists]
         if self.pattern is None:
@@ -122,27 +107,18 @@ class FrameFolders:
         return [video for video in videos if not matching_frames(str(self.root), self.pattern, video)]
 
     def where(self, video: str) -> str:
-        """Where a missing video was looked for."""
         if self.frame_lists is None and self.pattern is not None:
             return unmatched(str(self.root), self.pattern, video)
         return str(self.root)
 
 
-# Readers that a forked process got from its parent. Their decoding threads exist only in the parent, and decord's
-# destructor waits for them: it hangs or aborts the process, so these readers are never released.
+# Readers that a forked process inherited. They are never released: their decoding threads exist only in the parent, so
+# decord's destructor would wait for them and hang or abort the process.
 _INHERITED: list[OrderedDict[str, VideoReader]] = []
 
 
 class ReaderCache:
-    """The most recently used readers of this process; pickled or forked copies start empty.
-
-    Args:
-        open_reader: Opens a video by name.
-        size: Number of readers kept open, 1 or more.
-
-    Raises:
-        ValueError: `size` is below 1.
-    """
+    """Keeps the `size` most recently used readers of this process open; pickled or forked copies start empty."""
 
     def __init__(self, open_reader: Callable[[str], VideoReader], size: int) -> None:
         if size < 1:
@@ -153,7 +129,6 @@ class ReaderCache:
         self._process = os.getpid()
 
     def __call__(self, video: str) -> VideoReader:
-        """Reader of `video`, opened if it is not among the last `size` used."""
         if self._process != os.getpid():
             _INHERITED.append(self._readers)
             self._readers, self._process = OrderedDict(), os.getpid()
