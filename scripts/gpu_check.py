@@ -103,7 +103,7 @@ def sums_check(dtype: torch.dtype, device: torch.device, batch: int, heads: int,
     return {
         "dtype": str(dtype),
         "tf32": tf32,
-        "triton": lse is not None and kernels.triton_works(query.device),
+        "triton": lse is not None and kernels.triton_works(query.device, query.dtype),
         "max_relative_error": error,
         "swapped_tokens": swapped_tokens(ours, expected, tokens * 7 // 10),
         "ms": {name: milliseconds(function, device) for name, function in ways.items()},

@@ -257,21 +257,22 @@ def test_rows_where_triton_fails(monkeypatch):
         raise RuntimeError("Failed to find C compiler")
 
     works = kernels.triton_works.__wrapped__
-    device = torch.device("cpu")
+    inputs = (torch.device("cpu"), torch.bfloat16)
+    monkeypatch.setattr(kernels, "attention_with_lse", lambda q, k, v: (v, torch.zeros(1)))
     monkeypatch.setattr(kernels, "compute_capability", lambda device: (7, 5))
-    assert not works(device)  # too old: no warning
+    assert not works(*inputs)  # too old: no warning
     monkeypatch.setattr(kernels, "compute_capability", lambda device: (9, 0))
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
-    assert not works(device)  # not installed: no warning
+    assert not works(*inputs)  # not installed: no warning
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: "found")
     monkeypatch.setattr(kernels, "column_sums_by_triton", fail)
     with pytest.warns(UserWarning, match=r"Failed to find C compiler.*python3-dev"):
-        assert not works(device)
+        assert not works(*inputs)
     monkeypatch.setattr(kernels, "column_sums_by_triton", lambda q, k, lse: 1.5 * column_sums_by_rows(q, k))
     with pytest.warns(UserWarning, match=r"its sums are off by 5.0e-01"):
-        assert not works(device)
+        assert not works(*inputs)
     monkeypatch.setattr(kernels, "column_sums_by_triton", lambda q, k, lse: column_sums_by_rows(q, k))
-    assert works(device)
+    assert works(*inputs)
 
 
 def test_importing_the_model_does_not_import_the_kernel():

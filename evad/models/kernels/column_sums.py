@@ -55,7 +55,7 @@ def attention_with_lse(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tenso
 
 def fused_attention(query: Tensor, key: Tensor) -> Literal["flash", "efficient"] | None:
     """Which fused attention takes these queries and keys and returns their log-sum-exp."""
-    if query.device.type != "cuda" or torch.compiler.is_exporting() or not query.shape[2] or not key.shape[2]:
+    if query.device.type != "cuda" or exporting() or not query.shape[2] or not key.shape[2]:
         return None
     dim, dtype = query.shape[3], query.dtype
     if dtype in HALF and dim % 8 == 0 and dim <= 256 and compute_capability(query.device) >= (8, 0):
@@ -63,6 +63,11 @@ def fused_attention(query: Tensor, key: Tensor) -> Literal["flash", "efficient"]
     if (dtype == torch.float32 and dim % 4 == 0) or (dtype == torch.float16 and dim % 8 == 0):
         return "efficient"
     return None
+
+
+def exporting() -> bool:
+    """Whether `torch.export` is tracing. torch 2.9 says so of `torch.compile`, too, which runs under Dynamo."""
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
 
 
 @torch.compiler.assume_constant_result
@@ -94,7 +99,7 @@ def column_sums(query: Tensor, key: Tensor, lse: Tensor | None = None, row_weigh
     """
     query, key = query.detach(), key.detach()
     lse = None if lse is None else lse.detach()
-    if torch.compiler.is_exporting():  # an operator of this package could not be loaded without it
+    if exporting():  # an operator of this package could not be loaded without it
         return column_sums_by_rows(query, key, row_weight)
     return torch.ops.evad.column_sums(query, key, lse, row_weight)
 
@@ -112,7 +117,7 @@ def _column_sums(query: Tensor, key: Tensor, lse: Tensor | None, row_weight: Ten
 @_column_sums.register_kernel("cuda")
 def _column_sums_cuda(query: Tensor, key: Tensor, lse: Tensor | None, row_weight: Tensor | None) -> Tensor:
     fits = query.shape[3] <= TRITON_DIM.get(query.dtype, 0)
-    if lse is not None and fits and triton_works(query.device):
+    if lse is not None and fits and triton_works(query.device, query.dtype):
         return column_sums_by_triton(query, key, lse, row_weight)
     return column_sums_by_rows(query, key, row_weight)
 
@@ -141,17 +146,20 @@ def column_sums_by_triton(query: Tensor, key: Tensor, lse: Tensor, row_weight: T
 
 
 @functools.cache
-def triton_works(device: torch.device) -> bool:
-    """Whether the Triton kernel compiles on a GPU and gives the right sums; a warning says why if it does not.
+def triton_works(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the Triton kernel compiles on a GPU and gives the right sums for inputs of a type.
+
+    Its log-sum-exp comes from `attention_with_lse`, so that is checked as well. A warning says what failed.
 
     Compiling needs a C compiler and Python's headers, which slim images lack.
     """
     if importlib.util.find_spec("triton") is None or compute_capability(device) < (8, 0):
         return False
     generator = torch.Generator(device).manual_seed(0)
-    query, key = torch.randn(2, 1, 2, 150, 64, generator=generator, device=device).to(torch.bfloat16)
-    lse = torch.logsumexp(query.float() @ key.float().mT / 8, dim=-1)  # 8: square root of the 64 channels
+    query, key = torch.randn(2, 1, 2, 150, 64, generator=generator, device=device).to(dtype)
     try:
+        lse = attention_with_lse(query, key, key)[1]
+        assert lse is not None
         difference = (column_sums_by_triton(query, key, lse) / column_sums_by_rows(query, key) - 1).abs().max().item()
     except Exception as error:
         reason = f"{error!r}. It needs a C compiler (gcc) and Python's headers (python3-dev)"
