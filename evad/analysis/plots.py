@@ -14,11 +14,11 @@ from evad.runs.folders import RunFolder
 
 
 def plot_learning_curve(metrics: pd.DataFrame, path: Path) -> Figure | None:
-    """Write the learning curve of one run.
+    """Draw the learning curve of one run into the file `path`.
 
     Args:
-        metrics: All values the run logged, as `read_metrics` gives them.
-        path: The picture.
+        metrics: Result of `evad.runs.folders.read_metrics`.
+        path: The picture, in the run folder.
 
     Returns:
         The figure; None if neither a loss nor a validation score was logged.
@@ -32,10 +32,10 @@ def plot_learning_curve(metrics: pd.DataFrame, path: Path) -> Figure | None:
 
 
 def plot_training_cost(table: pd.DataFrame, path: Path) -> Figure:
-    """Write memory and time of training by keep rate and image size (Fig. 6).
+    """Draw memory and time of training by keep rate and image size into the file `path` (Fig. 6).
 
     Args:
-        table: Measured training steps: `size`, `keep_rate`, `peak_memory_mb` and `clips_per_s`.
+        table: Measured training steps: `size`, `keep_rate`, `peak_memory_mb` (MiB) and `clips_per_s`.
         path: The picture.
     """
     steps = table.rename(columns={"size": "image_size", "clips_per_s": "train_clips_per_s"}).assign(status="finished")

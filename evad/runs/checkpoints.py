@@ -30,7 +30,7 @@ def run_of_checkpoint(checkpoint: str | Path) -> Path:
 
 
 def class_names(run_dir: Path, num_classes: int) -> dict[str, str]:
-    """Action id -> name of every model output; numbers alone where the weights came without names."""
+    """Action id -> name of every model output; `action <id>` if the run folder has no names."""
     path = run_dir / CLASSES
     if path.is_file():
         return json.loads(path.read_text())
@@ -42,13 +42,13 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
 
     Args:
         model: Detector built from the checkpoint's config.
-        checkpoint: By a run, or by scripts/convert_checkpoint.py.
+        checkpoint: File written by evad.train or scripts/convert_checkpoint.py.
 
     Raises:
-        ValueError: if the checkpoint is of another architecture; names the first differences.
+        ValueError: if the weights do not fit the model; names the first differences.
     """
     state = read_weights(checkpoint).tensors
-    if any(name.startswith("model.") for name in state):  # by Lightning; the rest belongs to the training program
+    if any(name.startswith("model.") for name in state):  # of Lightning; other tensors are those of the training module
         state = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
     differences = compare(model, state)
     problems = {

@@ -13,7 +13,7 @@ from omegaconf.grammar_parser import parse
 
 from evad.runs.files import CONFIG
 
-LARGEST_FILE = 2**20  # bytes; the configuration of ViT-L has 7 000
+LARGEST_FILE = 2**20  # bytes; the configuration of ViT-L has about 7 000
 RESOLVERS = frozenset({"div", "hydra", "oc.select", "run_name", "sweep_name"})
 """Functions that a run's configuration may call in `${name:...}`. None of them reads the environment or a file."""
 
@@ -37,13 +37,9 @@ OmegaConf.register_new_resolver("div", divide, replace=True)
 
 
 def read_config(run_dir: str | Path) -> DictConfig:
-    """The configuration of a run as it was composed, interpolations kept.
+    """The configuration of a run, with interpolations unresolved.
 
-    Args:
-        run_dir: A run folder.
-
-    Returns:
-        All keys but `hydra`, `trust` and `defaults`, which only the command line and this package's own files may set.
+    Keys that only the command line and this package's own files may set are dropped: `hydra`, `trust`, `defaults`.
 
     Raises:
         FileNotFoundError: if the folder has no configuration.

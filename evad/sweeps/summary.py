@@ -19,13 +19,10 @@ MEASURES = ("mAP_best", "mAP_last", "person_AP_best", "gflops", "train_clips_per
 
 
 def read_jobs(folders: Iterable[Path]) -> pd.DataFrame:
-    """Read one row per job of one or several sweeps, finished or not; none if nothing was trained.
-
-    Args:
-        folders: Sweep folders.
+    """Read one row per job, finished or not, of sweep folders; an empty table if nothing was trained.
 
     Returns:
-        Columns of `read_runs`: `run`, `status`, the settings that vary (by the last part of their key, unless two
+        Columns of `read_runs`: `run`, `status`, the settings that vary (named by the last part of their key, unless two
         share it), `seed`, `MEASURES`, `best_epoch`, `seconds`, `attempts` and `problems`.
     """
     runs = sorted(path.parent for folder in folders for path in folder.glob(f"*/{RECORD}"))
