@@ -522,7 +522,7 @@ def test_command_says_what_is_wrong_in_a_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit):
         convert_checkpoint.main()
-    assert "no model of width 24 and depth 4 among mini (96, 6), vitb (768, 12)" in capsys.readouterr().err
+    assert "the encoder has width 24 and depth 4, but conf/model has only mini (96, 6), vitb (768, 12)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
