@@ -53,7 +53,7 @@ def evaluate(cfg: DictConfig) -> float:
     progress = [build(cfg.callbacks.progress)] if cfg.callbacks.get("progress") else []
     trainer = build_trainer(cfg, logger=False, callbacks=progress)
     trainer.validate(module, datamodule, verbose=False)
-    module.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU, where several GPUs gather nothing
+    module.to(trainer.strategy.root_device)  # Lightning moved it to the CPU, but results of GPUs are gathered on GPUs
     metric: Any = module.metric
     detections = metric.detections_frame()
     warn_of_other_classes(cfg, datamodule)
@@ -81,7 +81,7 @@ def evaluate(cfg: DictConfig) -> float:
 def matching_datamodule(cfg: DictConfig) -> Any:
     """The data to evaluate on; ValueError if their number of classes is not the detector's."""
     if cfg.data.num_classes is None:
-        cfg.data.num_classes = cfg.model.num_classes  # the data module compares it with what it finds
+        cfg.data.num_classes = cfg.model.num_classes  # the data module compares it with the number in the annotations
     if cfg.data.num_classes != cfg.model.num_classes:
         raise ValueError(
             f"the detector scores {cfg.model.num_classes} classes, the data have {cfg.data.num_classes}: evaluate on "

@@ -58,14 +58,14 @@ class FrameDetector(nn.Module):
                 "this detector classifies boxes that another detector found, so it needs more than frames: export a "
                 "detector trained with model/localization=queries"
             )
-        self.model = model.requires_grad_(False)  # else the program would store what a backward pass needs
+        self.model = model.requires_grad_(False)  # so that the program stores nothing for a backward pass
         self.transform = transform
         self.postprocess = postprocess
         self.resized, _ = transform.resized(*size, transform.short_side_range[0])
         height, width = self.resized
         self.padding = (0, -width % pad_multiple, 0, -height % pad_multiple)
 
-    @torch.no_grad()  # else a program loaded by torch 2.9 would record gradients
+    @torch.no_grad()  # otherwise a program loaded by torch 2.9 would record gradients
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Detect the actors in the frame T // 2 of each clip.
 

@@ -70,7 +70,7 @@ def as_before(record: dict[str, Any], overrides: list[str], digest: str) -> tupl
 
     Args:
         record: The `run.json` of the earlier attempts.
-        overrides: What this command line changes.
+        overrides: Overrides of this command line.
         digest: Digest of this configuration.
     """
     earlier = record.get("overrides", [])

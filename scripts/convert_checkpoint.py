@@ -31,7 +31,7 @@ from evad.runs.config import read_config
 from evad.runs.files import CLASSES, CONFIG
 from evad.training.build import absolute_paths
 
-# Model choice of conf/model -> the experiment whose configuration goes with it.
+# File of conf/model -> experiment with the matching configuration.
 EXPERIMENTS = {"vitb": "ava_vitb", "vitl": "ava_vitl", "mini": "mini"}
 
 

@@ -24,7 +24,7 @@ UNRELATED = ("keep_rate", "gflops", "checkpoint", "decomposition/persons", "deco
 
 @dataclass(frozen=True)
 class Scores:
-    """What one run or evaluation reached.
+    """Scores of one run or evaluation.
 
     Attributes:
         source: Path it was read from.

@@ -36,7 +36,7 @@ PARTS = {
     "keyframe": "model.keyframe",
     "decoder_input": "model.decoder_input",
 }
-"""Column -> key of a part of the model, whose class names the part if no group choice or `model.<column>` does."""
+"""Column -> key of a part of the model. The column has the group choice, or `model.<column>`, or the part's class."""
 
 CHOICE_OF_CLASS = {"ClassificationBranch": "decoder", "KeyframePruning": "mean_attention"}
 """Class -> group choice, if the two names differ."""
@@ -118,7 +118,7 @@ def part_name(run: RunFolder, part: str) -> str | None:
 
 def swept_keys(runs: list[RunFolder]) -> list[str]:
     """Overridden keys that have no column in `SETTINGS` or `PARTS` and whose values differ between the runs."""
-    parts = [f"model{sign}{part}" for part in PARTS for sign in "/."]  # chosen by group or by key
+    parts = [f"model{sign}{part}" for part in PARTS for sign in "/."]  # as a group and as a key
     covered = {"seed", "name", *SETTINGS.values(), *parts}
     given = dict.fromkeys(key for run in runs for key in run.overrides)
     keys = [key for key in given if key not in covered and not is_without_effect(key)]

@@ -151,7 +151,7 @@ def _found(target: str) -> Any:
 
 
 def build_part(cfg: DictConfig, key: str) -> Any:
-    """The object at a dotted key of a whole configuration; its `trust` names modules of the user."""
+    """The object at a dotted key of a whole configuration; modules in the configuration's `trust` are allowed too."""
     return build(OmegaConf.select(cfg, key), cfg.get("trust"), key)
 
 

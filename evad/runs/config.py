@@ -104,11 +104,13 @@ def check_interpolations(path: Path, key: str, value: str) -> None:
 
 
 def pin(config: DictConfig, section: str) -> None:
-    """Replace what a section takes from other sections by its present value, so that those can be exchanged.
+    """Make a section independent of the other sections: interpolations that refer to them become their present values.
+
+    For example `model` refers to the data for its number of classes; pinned, it keeps that number for other data.
 
     Args:
-        config: A whole configuration; changed.
-        section: Name of the section: `model` takes its number of classes from the data.
+        config: A whole configuration, changed in place.
+        section: Name of the section, such as `model`.
     """
     container = OmegaConf.to_container(config[section])
     for key, value in texts(container):

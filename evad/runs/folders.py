@@ -30,17 +30,17 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 @dataclass
 class RunFolder:
-    """One run as found on disk.
+    """The content of a run folder.
 
     Attributes:
-        path: Its folder.
+        path: The run folder.
         config: `config.resolved.yaml`, or `config.yaml` with its interpolations if the former is missing.
-        metrics: All logged values, one row per logging call, those from before a resume first; may be empty.
+        metrics: All logged values, oldest first, one row per logging call; may be empty.
         record: Content of `run.json`; may be empty.
-        overrides: Key -> value on the command line.
-        choices: Chosen option of each config group.
+        overrides: Key -> value of every override on the command line.
+        choices: Config group -> chosen option.
         classes: Action id -> name.
-        problems: What is missing or broken, in sentences.
+        problems: One sentence for each missing or broken file.
     """
 
     path: Path
@@ -101,7 +101,7 @@ def parsed(text: str) -> Any:
     try:
         values: Any = OmegaConf.to_container(OmegaConf.create(f"[{text}]"))
         return values[0]
-    except Exception:  # what Hydra reads but YAML does not
+    except Exception:  # not every value that Hydra accepts is valid YAML
         return text
 
 

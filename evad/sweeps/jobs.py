@@ -107,7 +107,7 @@ def continued(cfg: DictConfig, run_dir: Path) -> DictConfig:
 
 
 def job_of_further_rank() -> dict[str, str] | None:
-    """In a process that Lightning started for a further device: overrides of the job to join. Otherwise None.
+    """Overrides of the job that this process has to join if Lightning started it for a further device, otherwise None.
 
     Such a process has the command line of the first one, which would start the whole sweep again.
     """

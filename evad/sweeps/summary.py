@@ -59,7 +59,7 @@ def write_summary(folder: Path) -> pd.DataFrame:
     """Write `summary.csv` (a row per job) and `summary.md` into a sweep's folder, if it has any job.
 
     Returns:
-        What `read_jobs` found.
+        The result of `read_jobs`.
     """
     jobs = read_jobs([folder])
     if len(jobs):

@@ -53,7 +53,7 @@ class DecomposingModule(EVADModule):
         self.true_box_metric.update(batch.keyframes, true_detections(self.true_box_metric, batch, matches, scores))
 
     def decomposition(self) -> Decomposition:
-        """What limits the detector, by the last validation. With several processes, all of them must call this."""
+        """Result of the last validation. With several processes, all of them must call this."""
         metric = self.metric
         with metric.sync_context():
             gathered = metric.gathered()

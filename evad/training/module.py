@@ -165,7 +165,7 @@ class EVADModule(L.LightningModule):
             steps = self.global_step if self.trainer.state.fn == TrainerFn.FITTING else None
             found = getattr(self.trainer.datamodule, "findings", [])  # type: ignore[attr-defined]
             log.warning("%s", explain_zero_map(found, *self.metric.counts, steps=steps))  # type: ignore[misc]
-        several = self.trainer.world_size > 1  # values are equal on all devices; else the logger would warn
+        several = self.trainer.world_size > 1  # values are equal on all devices, but without this Lightning warns
         self.log_dict(values, sync_dist=several)
         self.log("mAP", values["val/mAP"], prog_bar=True, logger=False, sync_dist=several)
         self.scores = {name: float(value) for name, value in scores.items()}
