@@ -128,15 +128,11 @@ def random_frames(shape: tuple[int, ...], seed: int) -> Tensor:
 
 @torch.no_grad()
 def largest_difference(path: Path, detector: FrameDetector, frames: Tensor, precision: str = "32-true") -> float:
-    """Largest difference between the outputs of a written program, called twice, and the detector's.
-
-    Raises:
-        RuntimeError: if it is larger than rounding explains.
-    """
+    """Largest difference of a written program's outputs from the detector's; RuntimeError if it exceeds rounding."""
     program = torch.export.load(path).module()
     with autocast(precision, frames.device.type):
         ours = detector(frames)
-    calls = [program(frames) for _ in range(2)]
+    calls = [program(frames) for _ in range(2)]  # the second call must not depend on the first
     difference = max(float((one - other).abs().max()) for theirs in calls for one, other in zip(theirs, ours))
     if not difference < 1e-3:
         raise RuntimeError(f"{path} gives outputs that differ from the model's by {difference:.1e}")

@@ -96,11 +96,7 @@ def keep_earlier_config(cfg: DictConfig, run_dir: Path) -> None:
 
 
 def train(cfg: DictConfig, run_dir: Path) -> float | None:
-    """Train; all results are written to the run folder.
-
-    Returns:
-        The best value of `optimized_metric`, for sweepers.
-    """
+    """Train, write all results to the run folder, and return the best value of `optimized_metric` for sweepers."""
     resume = find_checkpoint(Path(cfg.resume)) if cfg.resume else None
     absolute_paths(cfg)
     datamodule = build_datamodule(cfg)
@@ -134,11 +130,7 @@ def train(cfg: DictConfig, run_dir: Path) -> float | None:
 
 @rank_zero_only
 def check_annotations(datamodule: Any) -> None:
-    """Check the annotations before training; `python -m evad.data.check` also checks the frames.
-
-    Raises:
-        ValueError: if there are errors; lists all of them.
-    """
+    """Check the annotations before training; ValueError with a list of all errors. `evad.data.check` does more."""
     findings = quick_check(datamodule)
     require_sound(findings)
     datamodule.report(findings)

@@ -9,7 +9,7 @@ checkpoint of a run. DST is a .safetensors file in a new folder; `config.yaml` i
 The model (ViT-B or ViT-L), the number of classes and context_order are inferred from the weights. Give other keys as
 for evad.train; the keep rate cannot be inferred, so give `model.keep_rate=...` if it is not 0.7.
 
-Prints what became of every weight; a weight that does not fit is an error.
+Prints which weights were read, missing, unexpected or left out; a weight that does not fit is an error.
 """
 
 from __future__ import annotations
@@ -82,10 +82,7 @@ def config_of(source: Path, weights: PretrainedWeights, overrides: list[str]) ->
 
 
 def convert(source: Path, target: Path, overrides: list[str]) -> tuple[Report, DictConfig]:
-    """Write `target` and the `config.yaml` beside it.
-
-    Returns:
-        What became of the weights, and the configuration written.
+    """Write `target` and the `config.yaml` beside it; returns the report on the weights, and the configuration.
 
     Raises:
         FileExistsError: if one of the two files exists.

@@ -171,11 +171,7 @@ def draw_means(
 
 
 def training_cost(runs: pd.DataFrame) -> Figure:
-    """Draw memory and time of training by keep rate, with the change against the highest one (Fig. 6).
-
-    Raises:
-        ValueError: if no two finished runs differ in keep rate alone.
-    """
+    """Draw memory and time of training by keep rate (Fig. 6), with the change from the highest one; ValueError as in `effect_of`."""
     return cost_bars(finished_lines(runs, "keep_rate"))
 
 

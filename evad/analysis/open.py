@@ -49,11 +49,7 @@ class OpenRun:
 
 
 def first_pruning_run(runs: pd.DataFrame) -> str:
-    """Folder of the first finished run that drops tokens; ValueError if no run does.
-
-    Args:
-        runs: Result of `read_runs`.
-    """
+    """Folder of the first finished run in a table of `read_runs` that drops tokens; ValueError if no run does."""
     rates = pd.to_numeric(runs["keep_rate"], errors="coerce")  # a list of rates per block becomes NaN
     found = runs.loc[(runs["status"] == "finished") & (rates != 1) & (runs.get("pruning") != "none"), "run"]
     if found.empty:

@@ -14,14 +14,11 @@ from evad.runs.folders import RunFolder
 
 
 def plot_learning_curve(metrics: pd.DataFrame, path: Path) -> Figure | None:
-    """Draw the learning curve of one run into the file `path`.
+    """Draw the learning curve of one run into the file `path`; None if neither a loss nor a score was logged.
 
     Args:
         metrics: Result of `evad.runs.folders.read_metrics`.
         path: The picture, in the run folder.
-
-    Returns:
-        The figure; None if neither a loss nor a validation score was logged.
     """
     run = RunFolder(path.parent, metrics=metrics)
     if (table := curve(run)).empty:
@@ -32,12 +29,7 @@ def plot_learning_curve(metrics: pd.DataFrame, path: Path) -> Figure | None:
 
 
 def plot_training_cost(table: pd.DataFrame, path: Path) -> Figure:
-    """Draw memory and time of training by keep rate and image size into the file `path` (Fig. 6).
-
-    Args:
-        table: Measured training steps: `size`, `keep_rate`, `peak_memory_mb` (MiB) and `clips_per_s`.
-        path: The picture.
-    """
+    """Draw memory (MiB) and time of training steps by keep rate and image size into the file `path` (Fig. 6)."""
     steps = table.rename(columns={"size": "image_size", "clips_per_s": "train_clips_per_s"}).assign(status="finished")
     figure = cost_bars(groups(steps, ["image_size"]))
     figure.savefig(path, dpi=120)

@@ -200,7 +200,7 @@ def actors_of_interest(output: EVADOutput, batch: Batch) -> list[Tensor]:
 def slice_images(
     clip: Tensor, tubelet: int, size: tuple[int, int], mean: float = 0.45, std: float = 0.225
 ) -> np.ndarray:
-    """First frame of each time slice as a picture; in the slice of the keyframe this is the keyframe.
+    """First frame of each time slice as a picture; for the middle slice, that frame is the keyframe.
 
     Args:
         clip: (3, T, H, W) normalised.

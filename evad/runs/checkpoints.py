@@ -13,20 +13,14 @@ from evad.runs.files import CLASSES, CONFIG
 
 
 def run_of_checkpoint(checkpoint: str | Path) -> Path:
-    """The run folder a checkpoint lies in.
-
-    Raises:
-        FileNotFoundError: if the checkpoint or the run's `config.yaml` is missing.
-    """
+    """The run folder of a checkpoint; FileNotFoundError if the checkpoint or the run's `config.yaml` is missing."""
     path = Path(checkpoint).absolute()
     if not path.is_file():
         raise FileNotFoundError(f"ckpt_path: no checkpoint at {path}")
     for folder in path.parents[:2]:
         if (folder / CONFIG).is_file():
             return folder
-    raise FileNotFoundError(
-        f"ckpt_path: no {CONFIG} beside or above {path}; a checkpoint is read together with its run folder"
-    )
+    raise FileNotFoundError(f"ckpt_path: no {CONFIG} beside or above {path}; a checkpoint must stay in its run folder")
 
 
 def class_names(run_dir: Path, num_classes: int) -> dict[str, str]:

@@ -23,11 +23,7 @@ class RefusedConfigError(ValueError):
 
 
 def divide(numerator: int, denominator: int) -> int:
-    """Whole quotient, for `${div:a,b}` in YAML.
-
-    Raises:
-        ValueError: if the division leaves a remainder.
-    """
+    """Whole quotient, for `${div:a,b}` in YAML; ValueError if the division leaves a remainder."""
     if numerator % denominator:
         raise ValueError(f"{numerator} is not a multiple of {denominator}")
     return numerator // denominator
@@ -54,7 +50,7 @@ def read_config(run_dir: str | Path) -> DictConfig:
     try:
         config = OmegaConf.load(path)
         tree: Any = OmegaConf.to_container(config)
-    except Exception as error:  # the YAML reader has errors of many kinds
+    except Exception as error:  # the YAML reader raises errors of several libraries
         raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(config, DictConfig):
         raise ValueError(f"{path} holds a list, not the keys of a configuration")
@@ -79,11 +75,7 @@ def texts(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def check_interpolations(path: Path, key: str, value: str) -> None:
-    """Refuse a value that calls a function outside `RESOLVERS`.
-
-    Raises:
-        RefusedConfigError: naming the file and the key.
-    """
+    """Raise RefusedConfigError if a value calls a function outside `RESOLVERS`."""
     if "${" not in value:
         return
     try:

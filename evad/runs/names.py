@@ -1,4 +1,4 @@
-"""Names of a sweep's jobs, and digests that tell whether two runs train the same."""
+"""Names of a sweep's jobs, and digests that are equal for runs that would give the same result."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LONGEST_NAME = 150
 
 
 def is_without_effect(key: str) -> bool:
-    """Whether overriding this group or key changes nothing about what is trained."""
+    """Whether this group or key has no effect on the result of training."""
     return any(key == name or key.startswith((f"{name}.", f"{name}/")) for name in WITHOUT_EFFECT)
 
 
@@ -81,7 +81,7 @@ def plain_value(value: str) -> str:
 
 
 def config_digest(cfg: DictConfig) -> str:
-    """A digest that is equal for unresolved configurations that train the same, even if their data is elsewhere."""
+    """A digest that ignores the keys without effect and the place of the data; `cfg` is not resolved."""
     tree: Any = OmegaConf.to_container(cfg)
     for key in (*WITHOUT_EFFECT, "data.root"):
         *parents, name = key.split(".")

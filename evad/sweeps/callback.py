@@ -26,11 +26,7 @@ class SweepCallback(Callback):
     """Keeps a sweep in one folder with an up-to-date summary, and ends it with an error if jobs are not finished."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Give all jobs the same sweep folder, even if they change `name`, and readable names in it.
-
-        Raises:
-            SystemExit: if values are listed for a key that does not change what is trained.
-        """
+        """Give all jobs the same sweep folder and readable names; SystemExit if a key without effect is swept."""
         hydra = config.hydra
         params = OmegaConf.select(hydra, "sweeper.params") or {}  # as conf/ablation lists them; the command line wins
         texts = [*(f"{key}={value}" for key, value in params.items()), *hydra.overrides.task]

@@ -56,11 +56,7 @@ def cause(job: dict[Any, Any]) -> str:
 
 
 def write_summary(folder: Path) -> pd.DataFrame:
-    """Write `summary.csv` (a row per job) and `summary.md` into a sweep's folder, if it has any job.
-
-    Returns:
-        The result of `read_jobs`.
-    """
+    """Write `summary.csv` and `summary.md` into a sweep's folder if it has a job; returns the result of `read_jobs`."""
     jobs = read_jobs([folder])
     if len(jobs):
         replace(folder / "summary.csv", jobs.assign(run=[Path(run).name for run in jobs["run"]]).to_csv(index=False))

@@ -37,10 +37,10 @@ def build_module(cfg: DictConfig) -> EVADModule:
 
 
 def build_datamodule(cfg: DictConfig) -> ActionDataModule:
-    """The DataModule of a configuration; if `data.num_classes` is null, it becomes the number of annotated classes.
+    """The DataModule of a configuration. If `data.num_classes` is null, it is set to the number of annotated classes.
 
     Raises:
-        ValueError, OSError: if the annotations cannot be read to count their classes.
+        ValueError, OSError: if the annotations cannot be read.
     """
     datamodule = build_part(cfg, "data")
     if cfg.data.num_classes is None:
