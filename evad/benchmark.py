@@ -6,7 +6,7 @@
 
 Prints a table and writes benchmark.json, benchmark.csv, tables.md (the paper's Tables 2, 3 and 6) and, if training
 steps were timed, fig6.png (memory and step time by keep rate). Each row is measured in a separate process, so that its
-peak memory does not include that of other rows.
+peak memory does not include earlier rows.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
-from evad.analysis.plots import plot_training_cost
+from evad.analysis.figures import plot_training_cost
 from evad.commandline import run_command
 from evad.device import chosen_device, peak_memory_mb, reset_peak_memory
 from evad.metrics.cost import EXTERNAL_ACTORS, executed_macs, paper_macs, token_counts

@@ -51,7 +51,7 @@ def run_command(
 def run_command_on_checkpoint(
     function: Callable[[DictConfig], Any], config: str, doc: str | None, needs: Sequence[str] = ("ckpt_path",)
 ) -> None:
-    """As `run_command`, but the configuration starts from that of the checkpoint's run.
+    """As `run_command`, for commands that start from the configuration of the checkpoint's run.
 
     Raises:
         SystemExit: if one of the keys `needs` or the checkpoint is missing, or the run's configuration is refused.

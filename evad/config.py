@@ -1,4 +1,4 @@
-"""Where the YAML files live and how they are composed."""
+"""Find and compose the YAML files of conf/."""
 
 from __future__ import annotations
 

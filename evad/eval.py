@@ -53,7 +53,9 @@ def evaluate(cfg: DictConfig) -> float:
     progress = [build(cfg.callbacks.progress)] if cfg.callbacks.get("progress") else []
     trainer = build_trainer(cfg, logger=False, callbacks=progress)
     trainer.validate(module, datamodule, verbose=False)
-    module.to(trainer.strategy.root_device)  # Lightning moved it to the CPU, but results of GPUs are gathered on GPUs
+    module.to(
+        trainer.strategy.root_device
+    )  # Lightning moved it to the CPU, but processes on GPUs exchange tensors on GPUs
     metric: Any = module.metric
     detections = metric.detections_frame()
     warn_of_other_classes(cfg, datamodule)
@@ -79,7 +81,7 @@ def evaluate(cfg: DictConfig) -> float:
 
 
 def matching_datamodule(cfg: DictConfig) -> Any:
-    """The data to evaluate on; ValueError if their number of classes is not the detector's."""
+    """The data to evaluate on; ValueError if they have more or fewer classes than the detector."""
     if cfg.data.num_classes is None:
         cfg.data.num_classes = cfg.model.num_classes  # the data module compares it with the number in the annotations
     if cfg.data.num_classes != cfg.model.num_classes:

@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from evad.analysis.plots import plot_learning_curve
+from evad.analysis.figures import plot_learning_curve
 from evad.commandline import argument, quoted, run_command, store_run
 from evad.config import is_sweep
 from evad.data.annotations.findings import require_sound
@@ -64,7 +64,7 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def as_before(record: dict[str, Any], overrides: list[str], digest: str) -> tuple[list[str], str]:
-    """Overrides and digest to record for a resumed run: those of the earlier attempts, updated by this command line.
+    """Overrides and digest to record for a resumed run: the earlier overrides, updated by this command line.
 
     If nothing changed, the digest of the first attempt is kept, because a sweep recognises its jobs by it.
 

@@ -113,7 +113,7 @@ def named_outputs(output: EVADOutput) -> dict[str, Tensor]:
 
 
 def context_numbers(positions: Tensor, slices: int, frame: int) -> Tensor:
-    """Convert grid positions to numbers that count the tokens without those of the keyframe, in time order."""
+    """Convert grid positions to numbers that skip the tokens of the keyframe, in time order."""
     return positions - frame * (positions >= (slices // 2 + 1) * frame)
 
 

@@ -4,7 +4,7 @@
 
 SRC is a VideoMAE or VideoMAE V2 file (.pth), a Hugging Face VideoMAE folder or file, a released EVAD detector, or a
 checkpoint of a run. DST is a .safetensors file in a new folder; `config.yaml` is written beside it. Then
-`init_from=DST` reads the weights, and if they are those of a detector, `python -m evad.eval ckpt_path=DST` too.
+`init_from=DST` reads the weights. If they belong to a whole detector, `python -m evad.eval ckpt_path=DST` works too.
 
 The model (ViT-B or ViT-L), the number of classes and context_order are inferred from the weights. Give other keys as
 for evad.train; the keep rate cannot be inferred, so give `model.keep_rate=...` if it is not 0.7.
@@ -72,7 +72,7 @@ def inferred_overrides(weights: PretrainedWeights) -> list[str]:
 
 
 def config_of(source: Path, weights: PretrainedWeights, overrides: list[str]) -> DictConfig:
-    """The run's own configuration for a checkpoint of a run, otherwise that of the experiment that fits the weights."""
+    """The configuration of the checkpoint's run, or of the experiment that fits weights from elsewhere."""
     if weights.layout == OUR_RUN:
         saved = read_config(run_of_checkpoint(source))
         return OmegaConf.merge(saved, OmegaConf.from_dotlist(overrides))  # type: ignore[return-value]

@@ -7,14 +7,17 @@ notebooks and in scripts. Error bars and bands are sample standard deviations ov
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from evad.analysis.read import curve
 from evad.analysis.tables import cell, groups, is_number, lines_over, other_settings, setting_order, summarize, varying
 from evad.drawing.colours import COLOURS
+from evad.runs.folders import RunFolder
 
 AXES = {
     "mAP_last": ("action mAP@0.5 in %", 100),
@@ -171,7 +174,7 @@ def draw_means(
 
 
 def training_cost(runs: pd.DataFrame) -> Figure:
-    """Draw memory and time of training by keep rate (Fig. 6), with the change from the highest one; ValueError as in `effect_of`."""
+    """Draw memory and time of training by keep rate, compared with the highest (Fig. 6); errors as in `effect_of`."""
     return cost_bars(finished_lines(runs, "keep_rate"))
 
 
@@ -210,7 +213,7 @@ def alike(runs: pd.DataFrame, examples: pd.DataFrame) -> pd.DataFrame:
 
 
 def keep_rate_at_test(evaluations: pd.DataFrame, runs: pd.DataFrame) -> Figure:
-    """Draw one training tested at several keep rates, beside runs trained at each of them (Fig. 7).
+    """Draw the AP of one detector at several keep rates, and of runs trained at each keep rate (Fig. 7).
 
     The points of a single training are labelled with their cost.
 
@@ -222,7 +225,7 @@ def keep_rate_at_test(evaluations: pd.DataFrame, runs: pd.DataFrame) -> Figure:
         ValueError: if no run was evaluated at two keep rates.
     """
     found = evaluations.dropna(subset=["mAP", "keep_rate"])
-    found = found[found["evaluation"].astype(str).str.contains("keep_rate")]  # not those of other settings
+    found = found[found["evaluation"].astype(str).str.contains("keep_rate")]  # other evaluations vary other settings
     figure = Figure(figsize=(6.5, 4.2), layout="constrained")
     axis = figure.subplots()
     tested = [(rate, rows) for rate, rows in found.groupby("trained_keep_rate") if rows["keep_rate"].nunique() > 1]
@@ -301,4 +304,27 @@ def class_gain_bars(gains: pd.DataFrame, first: str, second: str) -> Figure:
     axis.margins(x=0.15)
     axis.invert_yaxis()
     decorate(axis)
+    return figure
+
+
+def plot_learning_curve(metrics: pd.DataFrame, path: Path) -> Figure | None:
+    """Draw the learning curve of one run into the file `path`; None if neither a loss nor a score was logged.
+
+    Args:
+        metrics: Result of `evad.runs.folders.read_metrics`.
+        path: The picture, in the run folder.
+    """
+    run = RunFolder(path.parent, metrics=metrics)
+    if (table := curve(run)).empty:
+        return None
+    figure = learning_curves(table, pd.DataFrame({"run": [run.path.as_posix()]}))
+    figure.savefig(path, dpi=120)
+    return figure
+
+
+def plot_training_cost(table: pd.DataFrame, path: Path) -> Figure:
+    """Draw memory (MiB) and time of training steps by keep rate and image size into the file `path` (Fig. 6)."""
+    steps = table.rename(columns={"size": "image_size", "clips_per_s": "train_clips_per_s"}).assign(status="finished")
+    figure = cost_bars(groups(steps, ["image_size"]))
+    figure.savefig(path, dpi=120)
     return figure

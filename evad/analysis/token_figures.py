@@ -120,7 +120,7 @@ def attention_figure(
 ) -> Figure:
     """Draw what actors attend to: the input, then a row of attention over the slices per entry of `maps` (Fig. 12).
 
-    Attention is divided by that of a uniform distribution over the preserved tokens, so that rows with different
+    Attention is shown relative to a uniform distribution over the preserved tokens, so that rows with different
     numbers of tokens can be compared. Colours end at the 99th percentile of a row; dropped tokens are grey.
 
     Args:

@@ -37,7 +37,7 @@ def token_survival(model: EVAD, clips: Tensor) -> Tensor:
 
 
 def survival_of(kept: list[Tensor], grid: Grid, batch: int) -> Tensor:
-    """`token_survival` from the positions (B, n) of the surviving tokens, one tensor per stage."""
+    """Compute `token_survival` from the positions (B, n) of the surviving tokens, one tensor per stage."""
     survival = torch.zeros(batch, len(kept), int(np.prod(grid)), dtype=torch.bool)
     for stage, positions in enumerate(kept):
         survival[:, stage].scatter_(1, positions.cpu(), True)

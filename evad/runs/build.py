@@ -90,7 +90,7 @@ def build(config: Any, trust: str | Sequence[str] | None = None, key: str = "") 
 
 
 def require_allowed(tree: Any, trust: str | Sequence[str] | None = None, key: str = "") -> None:
-    """Check every target in nested dictionaries and lists; arguments and errors are those of `build`."""
+    """Check every target in nested dictionaries and lists; arguments and errors as in `build`."""
     trusted = [trust] if isinstance(trust, str) else list(trust or ())
     for place, target in targets(tree, key):
         if not is_allowed(target, trusted):

@@ -42,7 +42,7 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
         ValueError: if the weights do not fit the model; names the first differences.
     """
     state = read_weights(checkpoint).tensors
-    if any(name.startswith("model.") for name in state):  # of Lightning; other tensors are those of the training module
+    if any(name.startswith("model.") for name in state):  # a checkpoint of Lightning
         state = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
     differences = compare(model, state)
     problems = {
@@ -53,7 +53,7 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
     found = [f"{len(names)} {kind} ({', '.join(names[:3])}, ...)" for kind, names in problems.items() if names]
     if found:
         raise ValueError(
-            f"{checkpoint} is of another architecture than the configuration: {'; '.join(found)}. Use the run's own "
-            "config, or undo the overrides that change the model"
+            f"{checkpoint} does not fit the configured model: {'; '.join(found)}. Use the configuration of its run, or "
+            "remove the overrides that change the model"
         )
     model.load_state_dict(state)

@@ -68,8 +68,8 @@ class SweepCallback(Callback):
 def constant_keys(folder: Path, overrides: Sequence[Override]) -> tuple[list[str], bool]:
     """Decide which keys the names of a sweep's jobs leave out.
 
-    In a folder's first sweep these are the keys with one value for all jobs, unless that holds for every key. In later
-    sweeps they are the keys that the first one left out, if they still have the same value.
+    In a folder's first sweep these are the keys with one value for all jobs; none if no key has several values. In
+    later sweeps they are the keys that the first one left out, if they still have the same value.
 
     Args:
         folder: The sweep's folder; the decision of its first sweep is stored there.

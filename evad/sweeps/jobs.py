@@ -58,7 +58,7 @@ def locked_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run_d
     if record.get("status") == "finished":
         log.info("skipped: %s is finished", run_dir)
         if not same:
-            log.warning("%s was trained with other settings than the current ones; delete it to repeat it", run_dir)
+            log.warning("%s was trained with other settings; to train it with the current ones, delete it", run_dir)
         return record.get("value")
     if record and same and (run_dir / "checkpoints" / "last.ckpt").is_file():
         log.info("resuming %s, which %s", run_dir, "failed" if record["status"] == "failed" else "was killed")
@@ -119,7 +119,7 @@ def job_of_further_rank() -> dict[str, str] | None:
 
 
 def clear(run_dir: Path) -> None:
-    """Remove the results of an earlier attempt, so that they are not taken for those of the next one."""
+    """Remove the results of an earlier attempt, so that they are not mixed with new ones."""
     for folder in ("checkpoints", "eval"):
         shutil.rmtree(run_dir / folder, ignore_errors=True)
     for path in [*run_dir.glob("metrics*.csv"), run_dir / "learning_curve.png", run_dir / WANDB_ID]:

@@ -15,7 +15,7 @@ from evad.runs.files import RECORD, replace
 from evad.runs.names import last_part
 
 MEASURES = ("mAP_best", "mAP_last", "person_AP_best", "gflops", "train_clips_per_s", "peak_memory_mb")
-"""GFLOPs are the paper's: 10^9 multiply-accumulates of one clip."""
+"""Columns of a summary. As in the paper, a GFLOP is 10^9 multiply-accumulates; they are counted for one clip."""
 
 
 def read_jobs(folders: Iterable[Path]) -> pd.DataFrame:

@@ -53,7 +53,7 @@ def build_trainer(cfg: DictConfig, **changes: Any) -> L.Trainer:
 
     Args:
         cfg: The whole configuration.
-        **changes: Trainer arguments that replace those of the configuration.
+        **changes: Trainer arguments that replace the configured ones.
     """
     quiet_lightning()
     trust = cfg.get("trust")

@@ -17,7 +17,7 @@ from evad.training.module import EVADModule
 
 
 class DecomposingModule(EVADModule):
-    """An `EVADModule` with which, after `Trainer.validate`, `decomposition()` says what limits the detector."""
+    """Validates a detector and finds what limits it: call `Trainer.validate`, then `decomposition()`."""
 
     metric: KeyframeMetric
     true_box_metric: KeyframeMetric
