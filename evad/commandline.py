@@ -72,8 +72,8 @@ def store_run(run_dir: Path, pinned: bool = False) -> None:
 
     Args:
         run_dir: The run.
-        pinned: For commands that use a trained detector: keep the model's number of classes and frames even if the
-            data is replaced, and of the keys outside groups take only those in `OF_DETECTOR`.
+        pinned: For commands that use a trained detector: the model keeps its number of classes and frames even if the
+            data is replaced, and keys outside groups are dropped unless they are in `OF_DETECTOR`.
 
     Raises:
         FileNotFoundError: if the run has no configuration.

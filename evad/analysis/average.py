@@ -45,7 +45,9 @@ def find_scores(path: Path) -> list[Scores]:
     alone = scores_at(path)
     found = [alone] if alone else [one for one in map(scores_at, filter(Path.is_dir, inside)) if one]
     if not found:
-        raise ValueError(f"{path}: neither a run ({METRICS}) nor an evaluation ({REPORT}), and no folder of them")
+        raise ValueError(
+            f"{path}: neither a run ({METRICS}) nor an evaluation ({REPORT}), nor a folder with such folders"
+        )
     return found
 
 

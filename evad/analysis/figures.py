@@ -219,7 +219,7 @@ def keep_rate_at_test(evaluations: pd.DataFrame, runs: pd.DataFrame) -> Figure:
 
     Args:
         evaluations: Result of `evad.analysis.evaluations`.
-        runs: Runs to compare with, by `read_runs`. Their best epoch is drawn, because `best.ckpt` is evaluated.
+        runs: Result of `read_runs` for the runs to compare with. Their best epoch is drawn, as in `best.ckpt`.
 
     Raises:
         ValueError: if no run was evaluated at two keep rates.

@@ -201,7 +201,7 @@ def read_metrics(run_dir: Path) -> pd.DataFrame:
 
 
 def best_epoch(run_dir: Path) -> dict[str, float]:
-    """Epoch with the highest val/mAP and its scores except per class; {} if the run was never validated."""
+    """Epoch with the highest val/mAP and its scores, without AP per class; {} if the run was never validated."""
     run = RunFolder(run_dir, metrics=read_metrics(run_dir))
     if (epoch := run.best_epoch) is None:
         return {}

@@ -41,7 +41,8 @@ def sweep_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run_di
         run_dir: The job's folder.
 
     Returns:
-        The objective, for a finished job the recorded one. None if the job failed; to Optuna that is a failed trial.
+        The objective, which is read from `run.json` if the job is finished. None if the job failed; Optuna then counts
+        a failed trial.
     """
     try:
         with FileLock(run_dir / LOCK, timeout=0):
@@ -76,7 +77,7 @@ def locked_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run_d
 
 @contextmanager
 def separate_job(command: dict[str, str | None]) -> Iterator[None]:
-    """Run a job without traces for the next one in this process: Lightning's DDP settings and freed memory are removed.
+    """Context of a job that cleans up for the next job in this process: Lightning's DDP settings, freed memory.
 
     Args:
         command: Overrides of the job, for `job_of_further_rank`.
