@@ -4,9 +4,9 @@
     python -m evad.benchmark experiment=ava_vitb benchmark.time=false benchmark.json=macs.json  # counts only
     python -m evad.benchmark experiment=ava_vitb benchmark.modes=[inference,training] trainer.precision=bf16-mixed
 
-Prints a table and writes benchmark.json, benchmark.csv, tables.md (the paper's Tables 2, 3 and 6) and, where
-training steps were timed, fig6.png (memory and step time by keep rate). Each row is measured in a process of its
-own, so that its peak memory is its own.
+Prints a table and writes benchmark.json, benchmark.csv, tables.md (the paper's Tables 2, 3 and 6) and, if training
+steps were timed, fig6.png (memory and step time by keep rate). Each row is measured in a separate process, so that its
+peak memory does not include earlier rows.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import logging
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
-from evad.analysis.plots import plot_training_cost
+from evad.analysis.figures import plot_training_cost
 from evad.commandline import run_command
 from evad.device import chosen_device, peak_memory_mb, reset_peak_memory
 from evad.metrics.cost import EXTERNAL_ACTORS, executed_macs, paper_macs, token_counts
@@ -48,13 +50,13 @@ COLUMNS = [
 
 
 def benchmark(cfg: DictConfig) -> pd.DataFrame:
-    """One row per mode, size and keep rate."""
+    """Measure every mode, size and keep rate: one row each."""
     output = Path(HydraConfig.get().runtime.output_dir)
     options = cfg.benchmark
     options.precision = precision_name(options.precision)
     if unknown := sorted(set(options.modes) - set(STEPS)):
         raise ValueError(f"benchmark.modes {', '.join(unknown)} is none of {', '.join(STEPS)}")
-    if cfg.data.num_classes is None:  # own data: the number of AVA's outputs
+    if cfg.data.num_classes is None:  # own data, which is not read here: as many outputs as for AVA
         cfg.data.num_classes = 80
     sizes = options.sizes or [OmegaConf.select(cfg, "data.val_transform.short_side")]
     jobs = [(mode, size, rate) for mode in options.modes for size in sizes for rate in options.keep_rates]
@@ -74,7 +76,7 @@ def benchmark(cfg: DictConfig) -> pd.DataFrame:
 
 
 def count(cfg: DictConfig, size: int, mode: str) -> dict[str, Any]:
-    """What needs no computation: MACs and parameters, on the meta device."""
+    """Count MACs and parameters on the meta device, without computing anything."""
     with torch.device("meta"):
         model = build_model(cfg)
     frames, multiple = cfg.model.num_frames, cfg.data.pad_multiple
@@ -101,11 +103,7 @@ def count(cfg: DictConfig, size: int, mode: str) -> dict[str, Any]:
 
 
 def in_own_process(config: str, size: int, mode: str) -> dict[str, float]:
-    """`measure` in a fresh process.
-
-    Raises:
-        RuntimeError: if the process was killed.
-    """
+    """`measure` in a new process; RuntimeError if that is killed."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(measure, config, size, mode).result()
@@ -122,12 +120,12 @@ def measure(config: str, size: int, mode: str) -> dict[str, float]:
     Args:
         config: Composed config as YAML.
         size: Height and width in pixels.
-        mode: `inference`, `encoder` (its forward pass alone, without gradients), `gradients` (forward, loss, backward)
-            or `training` (the same and an optimizer step).
+        mode: `inference`, `encoder` (inference of the encoder alone), `gradients` (forward, loss, backward) or
+            `training` (`gradients` and an optimizer step).
 
     Returns:
-        Besides times (`fastest_ms` of the fastest batch), `peak_memory_mb` and `activation_memory_mb`, its growth over
-        the model and its input.
+        `latency_ms` (median), `fastest_ms`, `clips_per_s`, `peak_memory_mb`, and `activation_memory_mb`, the part of
+        the peak beyond the model and its input.
     """
     cfg: Any = OmegaConf.create(config)
     device = chosen_device(cfg.trainer.accelerator)
@@ -163,32 +161,20 @@ def measure(config: str, size: int, mode: str) -> dict[str, float]:
 
 
 def external_boxes(sizes: Tensor) -> list[Proposals]:
-    """Boxes for `model/localization=external` to classify: `EXTERNAL_ACTORS` per clip, the first is a target's box."""
+    """Boxes for `model/localization=external`: `EXTERNAL_ACTORS` per clip, equal to the first target's in training."""
     box = torch.tensor([0.1, 0.2, 0.4, 0.9], device=sizes.device) * sizes[0, 0]
     boxes = box.repeat(EXTERNAL_ACTORS, 1)
     return [Proposals(boxes, torch.ones_like(boxes[:, 0])) for _ in sizes]
 
 
-def inference_step(model: nn.Module, cfg: DictConfig) -> Any:
-    """A function that runs the detector once, without gradients."""
+def inference_step(model: EVAD, cfg: DictConfig, encoder_alone: bool = False) -> Any:
+    """A function that runs the detector, or its encoder alone, once without gradients."""
     model.eval()
 
     @torch.inference_mode()
     def step(clips: Tensor, sizes: Tensor) -> None:
         with autocast(cfg.benchmark.precision, clips.device.type):
-            model(clips, sizes, external_boxes(sizes))
-
-    return step
-
-
-def encoder_step(model: EVAD, cfg: DictConfig) -> Any:
-    """A function that runs the encoder once, without gradients."""
-    model.eval()
-
-    @torch.inference_mode()
-    def step(clips: Tensor, sizes: Tensor) -> None:
-        with autocast(cfg.benchmark.precision, clips.device.type):
-            model.encoder(clips)
+            model.encoder(clips) if encoder_alone else model(clips, sizes, external_boxes(sizes))
 
     return step
 
@@ -212,7 +198,6 @@ def gradients_step(model: nn.Module, cfg: DictConfig) -> Any:
 
 
 def training_step(model: nn.Module, cfg: DictConfig) -> Any:
-    """A function that does one optimizer step."""
     gradients = gradients_step(model, cfg)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)  # as conf/recipe/paper.yaml
 
@@ -223,16 +208,15 @@ def training_step(model: nn.Module, cfg: DictConfig) -> Any:
     return step
 
 
-STEPS = {
+STEPS: dict[str, Callable[[Any, DictConfig], Any]] = {
     "inference": inference_step,
-    "encoder": encoder_step,
+    "encoder": partial(inference_step, encoder_alone=True),
     "gradients": gradients_step,
     "training": training_step,
 }
 
 
 def write_results(table: pd.DataFrame, output: Path, json_path: str | None) -> None:
-    """Console table, json, csv, markdown tables and figure."""
     records = json.loads(table.to_json(orient="records"))
     for path in [output / "benchmark.json", *([Path(json_path)] if json_path else [])]:
         path.write_text(json.dumps(records, indent=2) + "\n")
@@ -247,7 +231,7 @@ def write_results(table: pd.DataFrame, output: Path, json_path: str | None) -> N
 
 
 def markdown_tables(table: pd.DataFrame) -> str:
-    """Per mode and size, the cost by keep rate with the change against the highest keep rate (Tables 2, 3, 6)."""
+    """A table per mode and size: cost by keep rate, with the change from the highest keep rate (Tables 2, 3, 6)."""
     parts = []
     for (mode, size), rows in table.groupby(["mode", "size"], sort=False):
         records = rows.to_dict("records")
@@ -267,13 +251,12 @@ def markdown_tables(table: pd.DataFrame) -> str:
 
 
 def with_change(row: dict[Any, Any], base: dict[Any, Any], column: str, form: str) -> str:
-    """Value with its change in per cent, as the paper prints it."""
+    """A value with its change in per cent, such as `243.0 (-43%)`."""
     change = row[column] / base[column] - 1
     return f"{row[column]:{form}}" + (f" ({change:+.0%})" if row["keep_rate"] != base["keep_rate"] else "")
 
 
 def main() -> None:
-    """Command line."""
     run_command(benchmark, "benchmark", __doc__)
 
 

@@ -1,4 +1,4 @@
-"""The commands of this package: what is typed, composed by Hydra over one of conf/*.yaml, handed to a function."""
+"""Run the commands of this package: Hydra composes the configuration from a file of conf/ and the command line."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from evad.runs.config import pin, read_config
 from evad.runs.names import split_override
 
 GROUPS = ("paths", "data", "model", "recipe", "postprocess", "trainer", "callbacks", "logger")
-"""Sections of a run's configuration; in conf/*.yaml each is the option `of_run` of the group of its name."""
+"""Sections of a run's configuration; conf/*.yaml choose them as the option `of_run` of the groups of these names."""
 OF_DETECTOR = ("name", "seed", "protocol", "compile")
 FILE_KEYS = ("ckpt_path", "video", "resume", "init_from", "data.root", "paths.data")
-"""Keys whose value may be a path with characters that mean something in Hydra's grammar."""
+"""Keys whose value may be a path with characters that are special in Hydra's grammar."""
 
 
 def run_command(
     function: Callable[[DictConfig], Any], config: str, doc: str | None, arguments: Sequence[str] | None = None
 ) -> None:
-    """Run `function` with the configuration that conf/<config>.yaml and the command line make.
+    """Run `function` with the configuration composed from conf/<config>.yaml and the command line.
 
     Args:
         function: Takes the configuration.
         config: File below conf/, without its ending.
         doc: What the command does, for `--help`.
-        arguments: The command line; None: that of this process.
+        arguments: The command line; None for the one of this process.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if {"-h", "--help"} & set(arguments):
@@ -44,17 +44,17 @@ def run_command(
         return
     parser = get_args_parser()
     options = parser.parse_args([as_text(argument) for argument in arguments])
-    hydra.version.setbase("1.3")  # as hydra.main does, which would parse the process's own arguments
+    hydra.version.setbase("1.3")  # hydra.main, which does this too, would read sys.argv
     _run_hydra(options, parser, function, str(conf_dir()), config)
 
 
 def run_command_on_checkpoint(
     function: Callable[[DictConfig], Any], config: str, doc: str | None, needs: Sequence[str] = ("ckpt_path",)
 ) -> None:
-    """As `run_command`, with the configuration of the run that `ckpt_path` lies in under the groups' name `of_run`.
+    """As `run_command`, for commands that start from the configuration of the checkpoint's run.
 
     Raises:
-        SystemExit: if one of the keys `needs` is missing, there is no checkpoint, or its run is refused.
+        SystemExit: if one of the keys `needs` or the checkpoint is missing, or the run's configuration is refused.
     """
     if not {"-h", "--help"} & set(sys.argv[1:]):
         given = {key: argument(key) for key in needs}
@@ -68,12 +68,12 @@ def run_command_on_checkpoint(
 
 
 def store_run(run_dir: Path, pinned: bool = False) -> None:
-    """Offer the sections of a run's configuration to Hydra as options `of_run`; as data, not as its own settings.
+    """Make the sections of a run's configuration the option `of_run` of Hydra's groups; Hydra's own keys are dropped.
 
     Args:
         run_dir: The run.
-        pinned: Offer what another command than training needs: of the single keys those in `OF_DETECTOR`, and the model
-            with its own number of classes and frames, should the data be exchanged.
+        pinned: For commands that use a trained detector: the model keeps its number of classes and frames even if the
+            data is replaced, and keys outside groups are dropped unless they are in `OF_DETECTOR`.
 
     Raises:
         FileNotFoundError: if the run has no configuration.
@@ -99,18 +99,18 @@ def store_run(run_dir: Path, pinned: bool = False) -> None:
 
 
 def clip_settings(config: DictConfig) -> dict[str, Any]:
-    """How a detector wants its clips, whatever the data: frames and the seconds between them, size, padding."""
+    """The clips a detector was trained for: number of frames, seconds between them, size, padding."""
     data: Any = OmegaConf.to_container(config.data, resolve=True)
     sampler = data["sampler"]
     stride, rate = sampler["frame_stride"], sampler.get("annotated_fps")
-    if rate:  # the same seconds, in frames of the other data's clock
+    if rate:  # other data may count frames at another rate; the seconds between frames stay the same
         stride = f"${{in_frames:{stride / rate},{stride},${{data.sampler.annotated_fps}}}}"
     kept = {key: data[key] for key in ("val_transform", "pad_multiple")}
     return {**kept, "sampler": {"num_frames": sampler["num_frames"], "frame_stride": stride}}
 
 
 def in_frames(seconds: float, frames: int, rate: float | None) -> float:
-    """A time in frames of a clock of `rate` per second, a whole number where it is one; `frames` without a clock."""
+    """`seconds` as a number of frames at `rate` per second, int if possible; `frames` if the rate is unknown."""
     stride = frames if rate is None else round(seconds * rate, 6)
     return int(stride) if stride == int(stride) else stride
 
@@ -137,7 +137,7 @@ def argument(name: str) -> str | None:
 
 
 def as_text(argument: str) -> str:
-    """An override as typed; quoted where its value is a path or pattern that Hydra's grammar would take apart."""
+    """Quote the value of an override if it is a path or pattern, which Hydra's grammar may not accept."""
     key, value = split_override(argument)
     is_path = key in FILE_KEYS and Path(value).exists()
     is_pattern = key == "data.frame_pattern" and "{" in value and value[0] not in "'\""
@@ -145,7 +145,7 @@ def as_text(argument: str) -> str:
 
 
 def quoted(key: str, value: str) -> str:
-    """Override that Hydra's grammar reads as this very text."""
+    """An override whose value Hydra's grammar reads as plain text."""
     return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
 
 
@@ -155,7 +155,7 @@ def help_text(doc: str | None, config: str) -> str:
     lines = [(doc or "").strip(), "", "Keys (key=value):"]
     width = max(len(f"{key}={value}") for key, value, _ in described_keys(path))
     lines += [f"  {f'{key}={value}':<{width}}  {meaning}" for key, value, meaning in described_keys(path)]
-    lines += ["", "Groups (group=option), whose keys can be overridden too, such as model.keep_rate=0.7:"]
+    lines += ["", "Groups (group=option); their keys can be overridden too, such as model.keep_rate=0.7:"]
     for group in groups_of(path):
         lines.append(f"  {group}: {', '.join(sorted(file.stem for file in (conf_dir() / group).glob('*.yaml')))}")
     lines += ["", "The whole configuration: --cfg job. Several values of a key, one job each: --multirun key=1,2,3."]
@@ -163,7 +163,7 @@ def help_text(doc: str | None, config: str) -> str:
 
 
 def described_keys(path: Path) -> list[tuple[str, str, str]]:
-    """Key, default and comment of every value in one of conf/*.yaml; not the defaults list and Hydra's own keys."""
+    """Key, default and comment of every value in a file of conf/, without the defaults list and Hydra's own keys."""
     found: list[tuple[str, str, str]] = []
     parents: list[str] = []
     for line in path.read_text().splitlines():
@@ -177,7 +177,7 @@ def described_keys(path: Path) -> list[tuple[str, str, str]]:
 
 
 def groups_of(path: Path) -> list[str]:
-    """Groups of a defaults list that have files, and the groups inside them."""
+    """Config groups in a defaults list, and the groups below them."""
     names = re.findall(r"^  - (\w+):", path.read_text(), flags=re.M)
     folders = [conf_dir() / name for name in names]
     inner = [inside for folder in folders if folder.is_dir() for inside in folder.iterdir() if inside.is_dir()]

@@ -1,4 +1,4 @@
-"""Where the YAML files live and how they are composed."""
+"""Find and compose the YAML files of conf/."""
 
 from __future__ import annotations
 
@@ -25,17 +25,16 @@ def conf_dir() -> Path:
 
 
 def is_sweep() -> bool:
-    """Whether this is a job of `--multirun`."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def sweep_name() -> str | None:
-    """Name of the sweep's folder, None outside sweeps; `${sweep_name:}` in YAML."""
+    """Name of the sweep's folder, None outside sweeps, for `${sweep_name:}` in YAML."""
     return Path(HydraConfig.get().sweep.dir).name if is_sweep() else None
 
 
 def run_name(name: str) -> str:
-    """Name of the job's folder in a sweep, else the given one; `${run_name:...}` in YAML."""
+    """Name of the job's folder in a sweep, otherwise `name`, for `${run_name:...}` in YAML."""
     return Path(HydraConfig.get().runtime.output_dir).name if is_sweep() else name
 
 

@@ -32,7 +32,7 @@ class Detector:
         postprocess: Turns outputs into detections.
         collate: Pads clips to a batch.
         names: Action id -> name of every model output.
-        precision: As `trainer.precision`: 32-true, bf16-mixed or 16-mixed.
+        precision: 32-true, bf16-mixed or 16-mixed, as in `trainer.precision`.
     """
 
     model: EVAD
@@ -45,15 +45,15 @@ class Detector:
 
     @classmethod
     def of(cls, cfg: DictConfig, checkpoint: str | Path) -> Detector:
-        """The detector that a checkpoint and its run's configuration make, on the CPU.
+        """Build the detector of a configuration on the CPU and load a checkpoint.
 
         Args:
-            cfg: Whole configuration, as composed.
-            checkpoint: Inside its run folder.
+            cfg: The whole configuration.
+            checkpoint: A checkpoint inside its run folder.
 
         Raises:
-            FileNotFoundError: if there is no checkpoint or run.
-            ValueError: if the weights do not fit the configuration, or it names classes that are not built.
+            FileNotFoundError: if the checkpoint or its run folder is missing.
+            ValueError: if the weights do not fit the configuration, or it names classes that are not allowed.
         """
         model = build_model(cfg)
         load_weights(model, checkpoint)
@@ -68,21 +68,19 @@ class Detector:
         )
 
     def to(self, device: torch.device) -> Detector:
-        """Move the network."""
         self.model.to(device)
         return self
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
         return next(self.model.parameters()).device
 
     def read_clip(self, reader: VideoReader, frame: int) -> Clip:
-        """The clip around a frame of a video: sampled at the training clock, transformed as in validation."""
+        """The clip around a frame of a video, sampled and transformed as in validation."""
         frames = reader.read(self.sampler.around(frame, reader))
         clip, _ = self.transform(frames, np.zeros((0, 4)))
-        nobody = Target(torch.zeros(0, 4), torch.zeros(0, len(self.names)))
-        return Clip(clip, nobody, torch.tensor(frame), torch.tensor(frames.shape[1:3]))
+        empty = Target(torch.zeros(0, 4), torch.zeros(0, len(self.names)))
+        return Clip(clip, empty, torch.tensor(frame), torch.tensor(frames.shape[1:3]))
 
     @torch.inference_mode()
     def detect(self, clips: list[Clip]) -> list[Detections]:

@@ -7,7 +7,7 @@
     python -m evad.eval ckpt_path=... data=custom data.root=my_videos   # other data with the same classes
 
 Model and data come from the checkpoint's run unless a key or group replaces them. Writes detections.csv,
-metrics.json and frames/*.png, and says whether boxes or classes limit the detector (`decompose=false` leaves that out).
+metrics.json and frames/*.png, and says whether boxes or classes limit the detector (not with `decompose=false`).
 """
 
 from __future__ import annotations
@@ -42,11 +42,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(cfg: DictConfig) -> float:
-    """Validate once and write what was found.
-
-    Returns:
-        mAP, as a fraction of 1.
-    """
+    """Validate once, write the results and return mAP as a fraction of 1."""
     output = Path(HydraConfig.get().runtime.output_dir)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule = matching_datamodule(cfg)
@@ -54,9 +50,12 @@ def evaluate(cfg: DictConfig) -> float:
     load_weights(module.model, cfg.ckpt_path)
     if cfg.decompose:
         module = DecomposingModule.of(module)
-    trainer = build_trainer(cfg, logger=False, callbacks=progress_only(cfg))
+    progress = [build(cfg.callbacks.progress)] if cfg.callbacks.get("progress") else []
+    trainer = build_trainer(cfg, logger=False, callbacks=progress)
     trainer.validate(module, datamodule, verbose=False)
-    module.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU, where several GPUs gather nothing
+    module.to(
+        trainer.strategy.root_device
+    )  # Lightning moved it to the CPU, but processes on GPUs exchange tensors on GPUs
     metric: Any = module.metric
     detections = metric.detections_frame()
     warn_of_other_classes(cfg, datamodule)
@@ -67,10 +66,10 @@ def evaluate(cfg: DictConfig) -> float:
         log.info("what limits the detector:\n%s", decomposition.table())
     if not trainer.is_global_zero:
         return report["mAP"]
-    # Each as its evaluation command reads it: `evad.metrics.tubes` wants the names of the columns.
+    # As the evaluation commands read them: `evad.metrics.tubes` needs a header, `evad.metrics.ava` has none.
     write_rows(detections, output / "detections.csv", header=isinstance(metric, TubeMAP))
     (output / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
-    module.eval()  # Lightning left it in the mode it found it in
+    module.eval()  # Lightning restores the mode that the module had before
     draw_examples(module, datamodule, output / "frames", cfg.examples)
     log.info("%s; %s", summary(module.scores), output)
     if report["mixed_sizes"]:
@@ -82,13 +81,9 @@ def evaluate(cfg: DictConfig) -> float:
 
 
 def matching_datamodule(cfg: DictConfig) -> Any:
-    """The data to evaluate on.
-
-    Raises:
-        ValueError: if they have another number of classes than the detector.
-    """
+    """The data to evaluate on; ValueError if they have more or fewer classes than the detector."""
     if cfg.data.num_classes is None:
-        cfg.data.num_classes = cfg.model.num_classes  # the data module compares it with what it finds
+        cfg.data.num_classes = cfg.model.num_classes  # the data module compares it with the number in the annotations
     if cfg.data.num_classes != cfg.model.num_classes:
         raise ValueError(
             f"the detector scores {cfg.model.num_classes} classes, the data have {cfg.data.num_classes}: evaluate on "
@@ -99,7 +94,7 @@ def matching_datamodule(cfg: DictConfig) -> Any:
 
 @rank_zero_only
 def warn_of_other_classes(cfg: DictConfig, datamodule: Any) -> None:
-    """Say so where outputs and classes of the data have different names."""
+    """Warn if the data's classes have other names than the detector's."""
     trained = list(class_names(run_of_checkpoint(cfg.ckpt_path), cfg.model.num_classes).values())
     given = [datamodule.class_names.get(number, f"action {number}") for number in datamodule.class_ids]
     different = [f"{ours!r} instead of {theirs!r}" for ours, theirs in zip(given, trained) if ours != theirs]
@@ -108,15 +103,10 @@ def warn_of_other_classes(cfg: DictConfig, datamodule: Any) -> None:
 
 
 def summary(scores: dict[str, float]) -> str:
-    """The scores that are not of one class, in a line."""
+    """All scores except those of single classes, in one line."""
     names = {"mAP": "mAP@0.5", "person_AP": "person AP"}
     overall = {name: score for name, score in scores.items() if not name.startswith("AP/")}
     return ", ".join(f"{names.get(name, name.replace('_', '-'))} {score:.4f}" for name, score in overall.items())
-
-
-def progress_only(cfg: DictConfig) -> list[Any]:
-    """The config's progress bar, no other callback."""
-    return [build(cfg.callbacks.progress)] if cfg.callbacks.get("progress") else []
 
 
 def metrics_report(cfg: DictConfig, module: EVADModule, datamodule: Any) -> dict[str, Any]:
@@ -163,7 +153,6 @@ def draw_examples(module: EVADModule, datamodule: Any, folder: Path, count: int)
 
 
 def main() -> None:
-    """Command line."""
     run_command_on_checkpoint(evaluate, "eval", __doc__)
 
 

@@ -8,7 +8,7 @@ what goes in and comes out. With `import torch, torchvision` alone:
     detector = torch.export.load("detector.pt2").module()
     boxes, person_scores, action_scores = detector(frames)
 
-The frames are those of `evad.predict`, as decoded; resizing, normalisation and padding are part of the program.
+`frames` are decoded frames of a video; resizing, normalisation and padding are part of the program.
 """
 
 from __future__ import annotations
@@ -39,38 +39,33 @@ PROGRAM, DESCRIPTION = "detector.pt2", "detector.json"
 
 
 class FrameDetector(nn.Module):
-    """A detector from decoded frames to scored boxes in fractions, for one size of videos.
+    """A detector that takes decoded frames of one size and returns the scored boxes of all queries.
 
     Args:
-        model: The detector; reads no external boxes.
-        transform: Of validation.
-        postprocess: Its rule for scores; nothing is left out.
+        model: The detector; must find its boxes itself.
+        transform: The transform of validation clips.
+        postprocess: Gives the rule for action scores.
         size: Height and width of the videos.
         pad_multiple: Height and width of the padded clips are multiples of this.
     """
 
     def __init__(
-        self,
-        model: EVAD,
-        transform: VideoTransform,
-        postprocess: PostProcess,
-        size: tuple[int, int],
-        pad_multiple: int,
+        self, model: EVAD, transform: VideoTransform, postprocess: PostProcess, size: tuple[int, int], pad_multiple: int
     ) -> None:
         super().__init__()
         if isinstance(model.localization, ExternalBoxes):
             raise ValueError(
-                "this detector classifies the boxes of another one, so frames alone are not enough: export a detector "
-                "trained with model/localization=queries"
+                "this detector classifies boxes that another detector found, so it needs more than frames: export a "
+                "detector trained with model/localization=queries"
             )
-        self.model = model.requires_grad_(False)  # a program would keep what a backward pass needs
+        self.model = model.requires_grad_(False)  # so that the program stores nothing for a backward pass
         self.transform = transform
         self.postprocess = postprocess
         self.resized, _ = transform.resized(*size, transform.short_side_range[0])
         height, width = self.resized
         self.padding = (0, -width % pad_multiple, 0, -height % pad_multiple)
 
-    @torch.no_grad()  # a program read back by torch 2.9 would otherwise record gradients
+    @torch.no_grad()  # otherwise a program loaded by torch 2.9 would record gradients
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Detect the actors in the frame T // 2 of each clip.
 
@@ -80,7 +75,7 @@ class FrameDetector(nn.Module):
         Returns:
             boxes: (B, Q, 4) xyxy as fractions of width and height.
             person_scores: (B, Q).
-            action_scores: (B, Q, K), by the rule of the run's evaluation.
+            action_scores: (B, Q, K), computed as in the run's evaluation.
         """
         batch, length = frames.shape[:2]
         video = frames.flatten(0, 1).permute(0, 3, 1, 2)  # B T H W 3 -> BT 3 H W
@@ -94,14 +89,11 @@ class FrameDetector(nn.Module):
 
 
 def export(cfg: DictConfig) -> Path:
-    """Write the program and its description; the program as read back must give the model's outputs.
-
-    Returns:
-        The program.
+    """Write the program and its description, check that the written program gives the model's outputs; its path.
 
     Raises:
-        ValueError: if no program can be made of this detector.
-        RuntimeError: if the program computes something else.
+        ValueError: if this detector cannot be exported.
+        RuntimeError: if the outputs differ.
     """
     options = cfg.export
     size = options.size
@@ -135,19 +127,14 @@ def export(cfg: DictConfig) -> Path:
 
 
 def random_frames(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Noise as decoded frames, uint8."""
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
 def largest_difference(path: Path, detector: FrameDetector, frames: Tensor) -> float:
-    """How far the outputs of a written program, called twice, are from the detector's.
-
-    Raises:
-        RuntimeError: if it is more than rounding.
-    """
+    """Largest difference of a written program's outputs from the detector's; RuntimeError if it exceeds rounding."""
     program, ours = torch.export.load(path).module(), detector(frames)
-    calls = [program(frames) for _ in range(2)]
+    calls = [program(frames) for _ in range(2)]  # the second call must not depend on the first
     difference = max(float((one - other).abs().max()) for theirs in calls for one, other in zip(theirs, ours))
     if not difference < 1e-3:
         raise RuntimeError(f"{path} gives outputs that differ from the model's by {difference:.1e}")
@@ -169,7 +156,7 @@ def describe(cfg: DictConfig, detector: FrameDetector, shape: tuple[int, ...], n
             "frames_between_frames": None if spacing else sampler.frame_stride,
         },
         "outputs": {
-            "boxes": "xyxy as fractions of width and height, one per query; without area: outside the picture",
+            "boxes": "xyxy as fractions of width and height, one per query; a box without area is outside the picture",
             "person_scores": f"queries below {cfg.export.person_threshold:g} should not count as actors",
             "action_scores": f"one per class, {detector.postprocess.score.replace('_', ' ')}",
         },
@@ -182,7 +169,6 @@ def describe(cfg: DictConfig, detector: FrameDetector, shape: tuple[int, ...], n
 
 
 def main() -> None:
-    """Command line."""
     run_command_on_checkpoint(export, "export", __doc__)
 
 

@@ -33,16 +33,12 @@ log = logging.getLogger(__name__)
 
 
 def predict(cfg: DictConfig) -> Path:
-    """Annotate one video.
-
-    Returns:
-        The annotated file.
-    """
+    """Annotate one video and return the path of the annotated file."""
     output = Path(HydraConfig.get().runtime.output_dir)
     device = chosen_device(cfg.trainer.accelerator)
     prepare(device, cfg.trainer.precision, cfg.matmul_precision)
     detector = Detector.of(cfg, cfg.ckpt_path).to(device)
-    # An empty frame stays empty: the released rule, all queries if none is above the threshold, is for evaluation.
+    # An empty frame stays empty: the released rule, to keep all queries if none passes, is for evaluation only.
     detector.postprocess = PostProcess(cfg.postprocess.score, cfg.predict.person_threshold, keep_all_if_none=False)
     names = detector.names
 
@@ -64,11 +60,7 @@ def predict(cfg: DictConfig) -> Path:
 
 
 def keyframe_indices(reader: VideoReader, per_second: float) -> list[int]:
-    """Frames at which actors are detected, evenly spaced in time from the first one.
-
-    Raises:
-        ValueError: if `per_second` is not above 0.
-    """
+    """Frames at which actors are detected, evenly spaced in time; ValueError if `per_second` is not above 0."""
     if not per_second > 0:
         raise ValueError(f"predict.keyframes_per_second is {per_second}; it must be above 0")
     if reader.times is None:
@@ -107,9 +99,8 @@ def write_detections(path: Path, found: dict[int, Detections], names: dict[str, 
 
 
 def main() -> None:
-    """Command line."""
     if (video := argument("video")) and not Path(video).is_file():
-        raise SystemExit(f"video: there is no file {video}")
+        raise SystemExit(f"video: {video} does not exist")
     run_command_on_checkpoint(predict, "predict", __doc__, needs=("ckpt_path", "video"))
 
 

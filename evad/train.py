@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from evad.analysis.plots import plot_learning_curve
+from evad.analysis.figures import plot_learning_curve
 from evad.commandline import argument, quoted, run_command, store_run
 from evad.config import is_sweep
 from evad.data.annotations.findings import require_sound
@@ -42,12 +42,12 @@ log = logging.getLogger(__name__)
 
 
 def job(cfg: DictConfig) -> float | None:
-    """What a command line asks for: a run, or a job of a sweep."""
+    """Train one run, or, with `--multirun`, one job of a sweep."""
     return sweep_job(run, cfg, Path(HydraConfig.get().runtime.output_dir)) if is_sweep() else run(cfg)
 
 
 def run(cfg: DictConfig) -> float | None:
-    """One run, with a record of how it went."""
+    """Train one run and keep its `run.json` up to date."""
     hydra = HydraConfig.get()
     run_dir = Path(hydra.runtime.output_dir)
     overrides, digest = list(hydra.overrides.task), config_digest(cfg)
@@ -64,14 +64,14 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def as_before(record: dict[str, Any], overrides: list[str], digest: str) -> tuple[list[str], str]:
-    """Overrides and digest to record for a resumed run: what its first command line changed, and what changed since.
+    """Overrides and digest to record for a resumed run: the earlier overrides, updated by this command line.
 
     If nothing changed, the digest of the first attempt is kept, because a sweep recognises its jobs by it.
 
     Args:
-        record: Of the earlier attempts.
-        overrides: Of this command line.
-        digest: Of this configuration.
+        record: The `run.json` of the earlier attempts.
+        overrides: Overrides of this command line.
+        digest: Digest of this configuration.
     """
     earlier = record.get("overrides", [])
     added = [text for text in overrides if text not in earlier and not text.lstrip("+").startswith("resume=")]
@@ -83,7 +83,7 @@ def as_before(record: dict[str, Any], overrides: list[str], digest: str) -> tupl
 
 @rank_zero_only
 def keep_earlier_config(cfg: DictConfig, run_dir: Path) -> None:
-    """Back up the configuration so far as config.0.yaml, config.1.yaml, ... and save the one the run resumes with."""
+    """Save the configuration of a resumed run; the earlier one is backed up as config.0.yaml, config.1.yaml, ..."""
     if (run_dir / CONFIG).is_file():
         number = len(list(run_dir.glob("config.*[0-9].yaml")))
         (run_dir / CONFIG).replace(run_dir / f"config.{number}.yaml")
@@ -96,11 +96,7 @@ def keep_earlier_config(cfg: DictConfig, run_dir: Path) -> None:
 
 
 def train(cfg: DictConfig, run_dir: Path) -> float | None:
-    """Train; everything it leaves is in the run folder.
-
-    Returns:
-        The best value of `optimized_metric`, for sweepers.
-    """
+    """Train, write all results to the run folder, and return the best value of `optimized_metric` for sweepers."""
     resume = find_checkpoint(Path(cfg.resume)) if cfg.resume else None
     absolute_paths(cfg)
     datamodule = build_datamodule(cfg)
@@ -134,18 +130,14 @@ def train(cfg: DictConfig, run_dir: Path) -> float | None:
 
 @rank_zero_only
 def check_annotations(datamodule: Any) -> None:
-    """Stop before training on data that would make it wrong; `python -m evad.data.check` says more.
-
-    Raises:
-        ValueError: with every error found.
-    """
+    """Check the annotations before training; ValueError with a list of all errors. `evad.data.check` does more."""
     findings = quick_check(datamodule)
     require_sound(findings)
     datamodule.report(findings)
 
 
 def initialise_from(cfg: DictConfig, module: EVADModule, run_dir: Path) -> None:
-    """Load the weights of `init_from` and note in the run's config what comes with them."""
+    """Load the weights of `init_from`; if they need another order of tokens, the run's configuration takes it."""
     report = load_pretrained(module.model, cfg.init_from, cfg.init_part)
     log.info("init_from %s", report.summary())
     if report.context_order and report.context_order != cfg.model.context_order:
@@ -159,7 +151,7 @@ def warn_of_other_order(cfg: DictConfig) -> None:
     """Warn if the weights were trained with their tokens in another order."""
     try:
         theirs = read_config(run_of_checkpoint(cfg.init_from)).model.get("context_order")
-    except FileNotFoundError:  # weights without their run
+    except FileNotFoundError:  # the weights are not in a run folder
         return
     if theirs not in (None, cfg.model.context_order):
         log.warning(
@@ -171,7 +163,6 @@ def warn_of_other_order(cfg: DictConfig) -> None:
 
 @rank_zero_only
 def draw_learning_curve(run_dir: Path) -> None:
-    """Write learning_curve.png from the run's metrics, if it logged any."""
     plot_learning_curve(read_metrics(run_dir), run_dir / "learning_curve.png")
 
 
@@ -179,7 +170,7 @@ def flat_parameters(cfg: DictConfig) -> dict[str, object]:
     """The choices that distinguish runs, for the loggers' hyperparameter tables."""
     model, data = cfg.model, cfg.data
     keys = ("keep_rate", "w_kf", "roi_extension", "decoder_depth", "context_order", "keyframe", "decoder_input", "fill")
-    given = {key: model[key] for key in keys if key in model}  # some belong to one classifier
+    given = {key: model[key] for key in keys if key in model}  # some exist with one classifier only
     chosen = {f"model/{key}": value if not hasattr(value, "__len__") else str(value) for key, value in given.items()}
     return {
         **chosen,
@@ -195,11 +186,7 @@ def flat_parameters(cfg: DictConfig) -> dict[str, object]:
 
 
 def find_checkpoint(run_dir: Path) -> Path:
-    """The last checkpoint of a run.
-
-    Raises:
-        FileNotFoundError: if the run never wrote one.
-    """
+    """The last checkpoint of a run; FileNotFoundError if the run never wrote one."""
     path = run_dir / "checkpoints" / "last.ckpt"
     if not path.is_file():
         raise FileNotFoundError(f"resume: {path} does not exist; start the run again")
@@ -208,9 +195,9 @@ def find_checkpoint(run_dir: Path) -> Path:
 
 @rank_zero_only
 def keep_earlier_metrics(run_dir: Path, checkpoint: Path) -> None:
-    """Back up the metrics up to the checkpoint, because the CSV logger starts a new file."""
+    """Back up the metrics until the checkpoint, because the CSV logger overwrites metrics.csv."""
     current = run_dir / "metrics.csv"
-    if not current.is_file() or not current.read_text().strip():  # killed before anything was logged, or while it was
+    if not current.is_file() or not current.read_text().strip():  # the run was killed before it logged anything
         return
     steps = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
     number = len(list(run_dir.glob("metrics.*.csv")))
@@ -218,12 +205,12 @@ def keep_earlier_metrics(run_dir: Path, checkpoint: Path) -> None:
         reader = csv.DictReader(source)
         writer = csv.DictWriter(target, reader.fieldnames or [])
         writer.writeheader()
-        writer.writerows(row for row in reader if row["step"] and int(row["step"]) < steps)  # the others are repeated
+        writer.writerows(row for row in reader if row["step"] and int(row["step"]) < steps)  # later steps are repeated
     current.unlink()
 
 
 def main() -> None:
-    """Command line; with `resume=` the run's own configuration is used."""
+    """Run the command line; with `resume=` it starts from the run's own configuration."""
     if (joined := job_of_further_rank()) is not None:
         store_run(Path(joined["hydra.run.dir"]))
         further = [quoted(key, value) for key, value in joined.items()]

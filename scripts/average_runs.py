@@ -2,8 +2,8 @@
 
     python scripts/average_runs.py RUN_OR_SWEEP ... > mean.json
 
-Each argument is a run folder (its best epoch by val/mAP counts, the one of best.ckpt), a folder or metrics.json of an
-evaluation, or a folder of either, such as a sweep. Prints a table to the standard error and one JSON object to the
+Each argument is a run folder, a folder or metrics.json of an evaluation, or a folder of such folders, such as a sweep.
+Of a run, the epoch with the highest val/mAP is used. Prints a table to the standard error and one JSON object to the
 standard output.
 """
 

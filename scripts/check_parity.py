@@ -1,10 +1,10 @@
-"""Compare our detector with recorded outputs of the released one, in float64.
+"""Compare our detector with recorded outputs of the released one.
 
     python scripts/check_parity.py CASE_DIR...
 
-A case folder holds `case.json` (configuration, seed, losses, gradient norms) and `expected.npz` (outputs). Weights and
-inputs are generated from the seed, renamed by the importer of released checkpoints, and run through our model. Prints
-one JSON object per case; exits with 1 if any error exceeds the tolerance or other tokens were kept.
+A case folder holds `case.json` (configuration, seed, losses, gradient norms) and `expected.npz` (outputs). Weights are
+generated from the seed and read by the importer of released checkpoints; the inputs are generated too. Prints one JSON
+object per case; exits with 1 if an error exceeds the tolerance or other tokens were kept.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def overrides_of(case: dict) -> list[str]:
     for key, value in case["config"].items():
         if key == "ViT.FPN_INDICES":
             overrides.append(f"model.net.encoder.map_blocks={[index + 1 for index in value]}")
-        elif key != "ViT.USE_CHECKPOINT":  # recomputation changes no number
+        elif key != "ViT.USE_CHECKPOINT":  # recomputation does not change the results
             overrides.append(f"{CONFIG_KEYS[key]}={value}")
     return [
         *overrides,
@@ -65,7 +65,7 @@ def overrides_of(case: dict) -> list[str]:
 
 
 def generated_parameter(name: str, shape: list[int], seed: int) -> Tensor:
-    """Value of one parameter of the released checkpoint, by its name."""
+    """Generate a parameter of the released checkpoint; the values depend on its name and the seed."""
     rng = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
     if name == "criterion.empty_weight":
         return torch.tensor([1.0, 0.1], dtype=torch.float64)
@@ -80,7 +80,7 @@ def generated_parameter(name: str, shape: list[int], seed: int) -> Tensor:
 
 
 def generated_clip(case: dict, index: int) -> Clip:
-    """Clip `index` of the case with its training target."""
+    """Generate clip `index` of the case with its training target."""
     height, width = case["sizes"][index]
     rng = np.random.Generator(np.random.PCG64([case["seed"], 1000 + index]))
     frames = torch.from_numpy(rng.standard_normal((3, case["num_frames"], height, width)))
@@ -113,31 +113,29 @@ def named_outputs(output: EVADOutput) -> dict[str, Tensor]:
 
 
 def context_numbers(positions: Tensor, slices: int, frame: int) -> Tensor:
-    """Grid positions -> numbers among the non-keyframe tokens in time order."""
+    """Convert grid positions to numbers that skip the tokens of the keyframe, in time order."""
     return positions - frame * (positions >= (slices // 2 + 1) * frame)
 
 
 def named_losses(losses: object, weights: dict[str, float]) -> dict[str, Tensor]:
     """Weighted loss terms under the reference program's names."""
     named: dict[str, Tensor] = {}
-    terms = {"ce": "person", "bbox": "l1", "giou": "giou", "bce": "action"}
-    weight_of = {"ce": "ce", "bbox": "l1", "giou": "giou", "bce": "action"}
-    for name, attribute in terms.items():
+    terms = {"ce": ("person", "ce"), "bbox": ("l1", "l1"), "giou": ("giou", "giou"), "bce": ("action", "action")}
+    for name, (attribute, weight) in terms.items():
         values = getattr(losses, attribute)
         for stage, value in enumerate(values):
             suffix = "" if stage == len(values) - 1 else f"_{stage}"
-            named[f"loss_{name}{suffix}"] = value * weights[weight_of[name]]
+            named[f"loss_{name}{suffix}"] = value * weights[weight]
     return named
 
 
 def check(folder: Path, dtype: torch.dtype) -> dict:
-    """Errors of one case."""
     case = json.loads((folder / "case.json").read_text())
     expected = np.load(folder / "expected.npz")
     model = build_model(load_config(overrides_of(case))).to(dtype)
     released = {name: generated_parameter(name, shape, case["seed"]) for name, shape in case["parameters"].items()}
     model.load_state_dict(rename_released_evad(released))
-    model.train()  # every decoder block answers; drop path is 0
+    model.train()  # only then all decoder blocks give logits; drop path is 0
     batch = PaddingCollate(multiple=32)([generated_clip(case, i) for i in range(len(case["sizes"]))])
 
     output = model(batch.clips.to(dtype), batch.sizes)

@@ -1,14 +1,15 @@
-"""Turn weights of another program into a safetensors file under our names, with the configuration they need.
+"""Convert pretrained weights to a safetensors file with our names, and write the configuration they need.
 
     python scripts/convert_checkpoint.py SRC DST [KEY=VALUE ...]
 
-SRC: VideoMAE or VideoMAE V2 (.pth), a Hugging Face VideoMAE folder or file, a released EVAD detector, or a checkpoint
-of one of our runs. DST: a .safetensors file in a folder of its own; `config.yaml` is written beside it, so that
-`python -m evad.eval ckpt_path=DST` works for a detector and `init_from=DST` for everything. The model (ViT-B or ViT-L),
-the number of classes and context_order are read off the weights. Other keys are overrides as for evad.train: the keep
-rate is no weight, so for other values than the experiment's 0.7 give `model.keep_rate=...`.
+SRC is a VideoMAE or VideoMAE V2 file (.pth), a Hugging Face VideoMAE folder or file, a released EVAD detector, or a
+checkpoint of a run. DST is a .safetensors file in a new folder; `config.yaml` is written beside it. Then
+`init_from=DST` reads the weights. If they belong to a whole detector, `python -m evad.eval ckpt_path=DST` works too.
 
-Prints what became of every weight; anything that does not fit is an error.
+The model (ViT-B or ViT-L), the number of classes and context_order are inferred from the weights. Give other keys as
+for evad.train; the keep rate cannot be inferred, so give `model.keep_rate=...` if it is not 0.7.
+
+Prints which weights were read, missing, unexpected or left out; a weight that does not fit is an error.
 """
 
 from __future__ import annotations
@@ -30,16 +31,12 @@ from evad.runs.config import read_config
 from evad.runs.files import CLASSES, CONFIG
 from evad.training.build import absolute_paths
 
-# Model choice of conf/model -> the experiment whose configuration goes with it.
+# File of conf/model -> experiment with the matching configuration.
 EXPERIMENTS = {"vitb": "ava_vitb", "vitl": "ava_vitl", "mini": "mini"}
 
 
 def model_choice(weights: PretrainedWeights) -> str:
-    """The file of conf/model with the encoder's width and depth.
-
-    Raises:
-        ValueError: if there is none.
-    """
+    """The file of conf/model with the encoder's width and depth; ValueError if no file has them."""
     patches = weights.state.get("encoder.patch_embed.proj.weight")
     width = 0 if patches is None else patches.shape[0]
     numbers = [int(match[1]) for name in weights.state if (match := re.match(r"encoder\.blocks\.(\d+)\.", name))]
@@ -53,13 +50,13 @@ def model_choice(weights: PretrainedWeights) -> str:
             return name
     known = ", ".join(f"{name} ({size[0]}, {size[1]})" for name, size in sizes.items())
     raise ValueError(
-        f"{weights.path}: no model of width {width} and depth {depth} among {known}; name an experiment with "
-        "experiment=... and its dimensions with model.net.encoder.dim=..."
+        f"{weights.path}: the encoder has width {width} and depth {depth}, but conf/model has only {known}; give an "
+        "experiment by experiment=... and the dimensions by model.net.encoder.dim=..."
     )
 
 
 def inferred_overrides(weights: PretrainedWeights) -> list[str]:
-    """What the weights say about the configuration."""
+    """Overrides for the settings that can be inferred from the weights."""
     heads = [name for name in weights.state if re.fullmatch(r"classification\.decoder\.heads\.\d+\.3\.weight", name)]
     overrides = []
     if heads:
@@ -75,7 +72,7 @@ def inferred_overrides(weights: PretrainedWeights) -> list[str]:
 
 
 def config_of(source: Path, weights: PretrainedWeights, overrides: list[str]) -> DictConfig:
-    """The run's own configuration for a checkpoint of ours, else the experiment the weights belong to."""
+    """The configuration of the checkpoint's run, or of the experiment that fits weights from elsewhere."""
     if weights.layout == OUR_RUN:
         saved = read_config(run_of_checkpoint(source))
         return OmegaConf.merge(saved, OmegaConf.from_dotlist(overrides))  # type: ignore[return-value]
@@ -85,20 +82,17 @@ def config_of(source: Path, weights: PretrainedWeights, overrides: list[str]) ->
 
 
 def convert(source: Path, target: Path, overrides: list[str]) -> tuple[Report, DictConfig]:
-    """Write `target` and the `config.yaml` beside it.
-
-    Returns:
-        What became of the weights, and the configuration written.
+    """Write `target` and the `config.yaml` beside it; returns the report on the weights, and the configuration.
 
     Raises:
-        FileExistsError: if one of them exists.
+        FileExistsError: if one of the two files exists.
         ValueError: if the weights do not fit the configuration.
     """
     if target.suffix != ".safetensors":
         raise ValueError(f"DST {target} must end in .safetensors")
     for path in (target, target.parent / CONFIG):
         if path.exists():
-            raise FileExistsError(f"{path} exists: choose a folder of its own for DST")
+            raise FileExistsError(f"{path} exists: choose a new folder for DST")
     weights = read_pretrained(source)
     cfg = config_of(source, weights, overrides)
     model = build_model(cfg)
@@ -129,9 +123,7 @@ def main() -> None:
         parser.exit(1, f"convert_checkpoint: {error}\n")
     print(report.summary())
     print(f"wrote {args.target} and {args.target.parent / CONFIG}:")
-    print(
-        f"  keep_rate {cfg.model.keep_rate} (of the configuration, no weight), context_order {cfg.model.context_order}"
-    )
+    print(f"  keep_rate {cfg.model.keep_rate} (a setting, not inferred), context_order {cfg.model.context_order}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The whole path in minutes: generate data, train, evaluate, hide the motion, predict, and draw what happened.
+"""Show the whole program in minutes: generate data, train, evaluate with and without motion, predict.
 
     python scripts/demo.py OUT [override ...]
 
-Runs the public commands one after another; every line it prints can be typed by hand.
+Runs the public commands one after another and prints each of them, so that you can repeat it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     clip = json.loads((out / "eval/clip/metrics.json").read_text())
     control = json.loads((out / "eval/keyframe_only/metrics.json").read_text())
     print(f"\nValidation person AP@0.5 {clip['person_AP']:.3f}, action mAP@0.5 {clip['mAP']:.3f}")
-    print(f"The same with the keyframe repeated, so without motion: mAP@0.5 {control['mAP']:.3f}")
+    print(f"Without motion (the keyframe repeated): mAP@0.5 {control['mAP']:.3f}")
     print(f"Training {trained - started:.0f} s (generation included), everything {time.perf_counter() - started:.0f} s")
     print(f"Look at {out}/learning_curve.png, {out}/eval/clip/frames/ and {out}/predict/")
 

@@ -2,8 +2,8 @@
 
     python scripts/keep_rate_at_test.py RUN/checkpoints/best.ckpt [RATE ...]
 
-Evaluates the checkpoint at every rate (default 1.0 0.9 0.8 0.7 0.6) and writes keep_rate.csv and keep_rate.png into the
-run's eval/keep_rate folder. Rates that were evaluated before are not evaluated again.
+Writes keep_rate.csv and keep_rate.png into the folder eval/keep_rate of the run. The default rates are 1.0, 0.9, 0.8,
+0.7 and 0.6; those that were evaluated before are not evaluated again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from evad.runs.files import REPORT
 
 
 def evaluate(checkpoint: Path, rate: float, folder: Path) -> None:
-    """Evaluate at one keep rate, unless the folder has the result of this checkpoint."""
+    """Evaluate at one keep rate, unless the folder already has a result of this checkpoint."""
     result = folder / REPORT
     if not result.is_file() or result.stat().st_mtime < checkpoint.stat().st_mtime:
         overrides = [f"ckpt_path={checkpoint}", f"model.keep_rate={rate}", f"hydra.run.dir={folder}", "examples=0"]

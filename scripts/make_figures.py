@@ -1,9 +1,9 @@
-"""Make all figures and tables that some runs allow (Figs 1, 4, 6-12, Tables 1-3), and say why the others are missing.
+"""Make the figures and tables of the paper from some runs (Figs 1, 4, 6-12, Tables 1-3), and say why any is missing.
 
     python scripts/make_figures.py RUN_OR_SWEEP... --out DIR
 
-Writes runs.csv, per_class.csv, curves.csv and evaluations.csv, table.md and a PNG per figure. Figures of tokens are for
-the checkpoint of the first finished run that prunes, and need its data.
+Writes runs.csv, per_class.csv, curves.csv, evaluations.csv, table.md and a PNG per figure. Figures of tokens show the
+checkpoint of the first finished run that prunes; they need the data of that run.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from evad.analysis.tokens import actor_attention, actors_of_interest, gt_area_sh
 from evad.structures import Batch
 
 KEEP_RATES = (1.0, 0.9, 0.8, 0.7)
-"""Rows of the attention figure (Fig. 12)."""
+"""Rows of Fig. 12."""
 
 
 class Folder:
-    """The folder of the figures, and a list of those that could not be made."""
+    """Writes figures into a folder and notes which could not be made."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,7 +47,7 @@ class Folder:
         path.mkdir(parents=True, exist_ok=True)
 
     def draw(self, name: str, make: Callable[[], Figure]) -> None:
-        """Write `name`.png, or note why there is none."""
+        """Write `name`.png, or note why it cannot be made."""
         try:
             make().savefig(self.path / f"{name}.png", dpi=130)
         except (ValueError, FileNotFoundError) as error:
@@ -57,7 +57,7 @@ class Folder:
 
 
 def figures_of_runs(out: Folder, runs: pd.DataFrame) -> None:
-    """Figures and table that need the runs alone: the effect of each setting that varies, and cost."""
+    """Draw the effect of each setting that varies and the cost of training, and write table.md."""
     for setting in varying(runs):
         out.draw(
             f"effect_{setting.replace('/', '_').replace('.', '_')}", lambda setting=setting: effect_of(runs, setting)
@@ -73,7 +73,7 @@ def figures_of_runs(out: Folder, runs: pd.DataFrame) -> None:
 
 
 def figures_of_classes(out: Folder, runs: pd.DataFrame, classes: pd.DataFrame) -> None:
-    """AP per class at the largest and the smallest keep rate, all else equal (Figs 9, 10)."""
+    """Draw AP per class at the largest and the smallest keep rate, with all else equal (Figs 9, 10)."""
     compared = comparable(runs[runs["status"] == "finished"])
     split = groups(compared, varying(compared))
 
@@ -88,7 +88,7 @@ def figures_of_classes(out: Folder, runs: pd.DataFrame, classes: pd.DataFrame) -
 
 
 def figures_of_tokens(out: Folder, runs: pd.DataFrame, clips: int) -> None:
-    """Surviving tokens, area shares and attention, from the checkpoint of the first finished run that prunes."""
+    """Draw surviving tokens, area shares and attention for the first finished run that prunes."""
     run = cache(lambda: open_run(first_pruning_run(runs)))
     for number in range(clips):
         out.draw(f"tokens_{number}", lambda number=number: survival(run(), number, clips))
@@ -97,7 +97,7 @@ def figures_of_tokens(out: Folder, runs: pd.DataFrame, clips: int) -> None:
 
 
 def clip_number(run: OpenRun, number: int, count: int) -> int:
-    """Index of the clip shown as `number` of `count`; they are evenly spaced over the clips with actors."""
+    """Index of clip `number` of `count` clips that are evenly spaced among the clips with actors."""
     keyframes = run.datamodule.val_dataset.keyframes
     with_actors = [index for index, keyframe in enumerate(keyframes) if len(keyframe.boxes)]
     if not with_actors:
@@ -106,7 +106,7 @@ def clip_number(run: OpenRun, number: int, count: int) -> int:
 
 
 def pictures(run: OpenRun, number: int, count: int) -> tuple[Batch, np.ndarray]:
-    """The clip shown as `number` of `count`, and one picture per time slice."""
+    """Clip `number` of `count` (see `clip_number`), and one picture per time slice."""
     batch = run.clip(clip_number(run, number, count))
     return batch, slice_images(batch.clips[0], run.model.encoder.patch_embed.tubelet, tuple(batch.sizes[0].tolist()))
 

@@ -3,8 +3,7 @@
     python scripts/summarize_sweep.py multirun/mini_keep_rate
     python scripts/summarize_sweep.py multirun/first multirun/second --csv both.csv
 
-Prints the table. For a single sweep it also writes `summary.csv` and `summary.md` to its folder, as `--multirun` does
-after every job.
+For a single sweep it also writes `summary.csv` and `summary.md` into the folder, as `--multirun` does after every job.
 """
 
 from __future__ import annotations

@@ -338,9 +338,7 @@ def test_summaries_survive_a_folder_of_csv_files(tmp_path, write_run):
         Summaries.read(tmp_path)
 
 
-ANALYSIS = (
-    "evad.analysis, evad.analysis.figures, evad.analysis.tables, evad.analysis.token_figures, evad.analysis.plots"
-)
+ANALYSIS = "evad.analysis, evad.analysis.figures, evad.analysis.tables, evad.analysis.token_figures"
 
 
 @pytest.mark.parametrize(

@@ -140,4 +140,4 @@ def test_folders_without_scores_end_with_one_clear_error(script, tmp_path, name,
 def test_unfinished_run_is_named(script, sweep, capsys):
     (sweep / "1" / "run.json").write_text('{"status": "running"}')
     _, shown = run(script, capsys, sweep)
-    assert f"{sweep / '1'} is running: its best epoch so far counts" in shown
+    assert f"{sweep / '1'} is running: the best of its epochs so far is used" in shown

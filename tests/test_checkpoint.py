@@ -394,7 +394,7 @@ def test_converted_released_detector_loads_strictly_with_the_config_beside_it(re
     assert again.context_order == fresh.encoder.context_order == "score"
     for name, value in model.state_dict().items():
         torch.testing.assert_close(fresh.state_dict()[name], value, rtol=0, atol=0)
-    with pytest.raises(FileExistsError, match="folder of its own"):
+    with pytest.raises(FileExistsError, match="choose a new folder"):
         convert_checkpoint.convert(path, target, overrides)
 
 
@@ -522,7 +522,10 @@ def test_command_says_what_is_wrong_in_a_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit):
         convert_checkpoint.main()
-    assert "no model of width 24 and depth 4 among mini (96, 6), vitb (768, 12)" in capsys.readouterr().err
+    assert (
+        "the encoder has width 24 and depth 4, but conf/model has only mini (96, 6), vitb (768, 12)"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
 
 

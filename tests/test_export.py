@@ -113,5 +113,5 @@ assert not any(name.partition(".")[0] in ("evad", "timm", "lightning", "hydra") 
 
 def test_external_boxes_are_refused(detector):
     model = build_model(load_config([*CONFIG, "model/localization=external"]))
-    with pytest.raises(ValueError, match="classifies the boxes of another one"):
+    with pytest.raises(ValueError, match="classifies boxes that another detector found"):
         FrameDetector(model, detector.transform, detector.postprocess, SIZE, 16)

@@ -337,7 +337,7 @@ def test_a_run_opens_only_with_checkpoint_and_data(tmp_path):
         open_run(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/last.ckpt").write_bytes(b"")
-    with pytest.raises(FileNotFoundError, match="data root /nowhere/mini is not there"):
+    with pytest.raises(FileNotFoundError, match="data root /nowhere/mini does not exist"):
         open_run(tmp_path)
 
 

@@ -69,7 +69,7 @@ def test_finished_job_is_skipped_and_returns_its_value(cfg, tmp_path, caplog, no
     run = Recorder()
     assert sweep_job(run, load_config(now), tmp_path) == 0.25
     assert run.calls == []
-    assert ("trained with other defaults" in caplog.text) == bool(now)
+    assert ("trained with other settings" in caplog.text) == bool(now)
 
 
 @pytest.mark.parametrize("status", ["running", "failed"])

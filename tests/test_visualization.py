@@ -9,7 +9,7 @@ import matplotlib.image
 import pandas as pd
 import pytest
 
-from evad.analysis.plots import plot_learning_curve, plot_training_cost
+from evad.analysis.figures import plot_learning_curve, plot_training_cost
 
 METRICS = pd.DataFrame(
     {

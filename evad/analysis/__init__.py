@@ -5,13 +5,4 @@ from evad.analysis.summaries import Summaries
 from evad.analysis.tables import summarize
 from evad.analysis.wandb_export import read_wandb_export
 
-__all__ = [
-    "Summaries",
-    "curves",
-    "describe",
-    "evaluations",
-    "per_class",
-    "read_runs",
-    "read_wandb_export",
-    "summarize",
-]
+__all__ = ["Summaries", "curves", "describe", "evaluations", "per_class", "read_runs", "read_wandb_export", "summarize"]

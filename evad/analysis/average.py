@@ -24,11 +24,11 @@ UNRELATED = ("keep_rate", "gflops", "checkpoint", "decomposition/persons", "deco
 
 @dataclass(frozen=True)
 class Scores:
-    """What one run or evaluation reached.
+    """Scores of one run or evaluation.
 
     Attributes:
-        source: Where it was read.
-        split: Split of the data set; None if the configuration names none.
+        source: Path it was read from.
+        split: Split of the data set; None if the data set has no splits.
         epoch: Best epoch from 0; None for an evaluation.
         values: {name: score}, classes as `AP/<class name>`; undefined scores are left out.
     """
@@ -40,21 +40,19 @@ class Scores:
 
 
 def find_scores(path: Path) -> list[Scores]:
-    """Scores of a run, of an evaluation, or of everything directly in a folder.
-
-    Raises:
-        ValueError: if there are none.
-    """
+    """Scores of a run or evaluation, or of those directly inside a folder; ValueError if nothing is found."""
     inside = sorted(path.iterdir(), key=lambda each: natural(Path(each.name))) if path.is_dir() else []
     alone = scores_at(path)
     found = [alone] if alone else [one for one in map(scores_at, filter(Path.is_dir, inside)) if one]
     if not found:
-        raise ValueError(f"{path}: neither a run ({METRICS}) nor an evaluation ({REPORT}), and no folder of them")
+        raise ValueError(
+            f"{path}: neither a run ({METRICS}) nor an evaluation ({REPORT}), nor a folder with such folders"
+        )
     return found
 
 
 def scores_at(path: Path) -> Scores | None:
-    """Scores of exactly this run or evaluation; None if it is neither."""
+    """Scores of this run or evaluation; None if the path is neither."""
     if path.is_file():
         return scores_of_evaluation(path)
     if (path / REPORT).is_file():
@@ -63,11 +61,7 @@ def scores_at(path: Path) -> Scores | None:
 
 
 def scores_of_run(folder: Path) -> Scores:
-    """Validation scores of a run's best epoch.
-
-    Raises:
-        ValueError: if the run was never validated.
-    """
+    """Validation scores of a run's best epoch; ValueError if the run was never validated."""
     run = read_folder(folder)
     if run.best_epoch is None:
         raise ValueError(f"{folder}: {METRICS} has no val/mAP; the run was not validated, evaluate it with evad.eval")
@@ -77,11 +71,7 @@ def scores_of_run(folder: Path) -> Scores:
 
 
 def scores_of_evaluation(path: Path) -> Scores:
-    """Scores in a metrics.json of `evad.eval`.
-
-    Raises:
-        ValueError: if it is another kind of file.
-    """
+    """Scores in a metrics.json of `evad.eval`; ValueError if the file is not one."""
     report = read_report(path)
     values = {AP + name: value for name, value in report.pop("per_class", {}).items()}
     (flat,) = pd.json_normalize(report, sep="/").to_dict("records")
@@ -91,7 +81,7 @@ def scores_of_evaluation(path: Path) -> Scores:
 
 
 def split_of_evaluation(folder: Path, checkpoint: Path) -> int | None:
-    """Split on the command line of an evaluation, or else that of the checkpoint's run."""
+    """Split of an evaluation: from its command line, otherwise from the checkpoint's run."""
     overrides = folder / ".hydra" / "overrides.yaml"
     given = dict(map(split_override, map(str, OmegaConf.load(overrides)))) if overrides.is_file() else {}
     if "data.split" in given:
@@ -118,7 +108,7 @@ def average(runs: list[Scores]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The scores that are not of a single class as text: a column per run, mean and standard deviation."""
+    """All scores except those of single classes, as text: one column per run, then mean and standard deviation."""
     runs = result["runs"]
     names = [name for name in result["mean"] if not name.startswith(AP)]
     width = max(len(name) for name in [*names, "score"])
@@ -132,14 +122,14 @@ def table(result: dict[str, Any]) -> str:
 
 
 def remarks(result: dict[str, Any]) -> list[str]:
-    """Reasons why the mean may not be the one that was meant."""
+    """Warnings about runs that may not belong together."""
     notes = []
     splits = [run["split"] for run in result["runs"] if run["split"] is not None]
     if repeated := [split for split in splits if splits.count(split) > 1]:
         notes.append(f"several runs are of split {repeated[0]}; leave all but one out to average over splits")
     for folder in (Path(run["source"]) for run in result["runs"] if run["epoch"] is not None):
         if (state := read_record(folder).get("status", "unknown")) != "finished":
-            notes.append(f"{folder} is {state}: its best epoch so far counts")
+            notes.append(f"{folder} is {state}: the best of its epochs so far is used")
     if len({run["epoch"] is None for run in result["runs"]}) > 1:
         notes.append("training runs (best epoch) and evaluations are mixed")
     if names := result["left_out"]:

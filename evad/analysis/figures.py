@@ -7,14 +7,17 @@ notebooks and in scripts. Error bars and bands are sample standard deviations ov
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from evad.analysis.read import curve
 from evad.analysis.tables import cell, groups, is_number, lines_over, other_settings, setting_order, summarize, varying
 from evad.drawing.colours import COLOURS
+from evad.runs.folders import RunFolder
 
 AXES = {
     "mAP_last": ("action mAP@0.5 in %", 100),
@@ -35,12 +38,11 @@ MARKERS = "osD^vPX"
 
 
 def colour(number: int) -> str:
-    """Colour of a line by its number; all are visible on white."""
+    """Colour of line `number`, visible on white."""
     return (BLUE, ORANGE, GREEN, COLOURS[6], COLOURS[0], COLOURS[1], "black")[number % 7]
 
 
 def count(runs: int) -> str:
-    """`1 run`, `2 runs`."""
     return f"{runs} run" + "s" * (runs != 1)
 
 
@@ -48,8 +50,8 @@ def learning_curves(curves: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """Draw training loss, action mAP and person AP over epochs: mean and deviation of runs with equal settings.
 
     Args:
-        curves: As `evad.analysis.curves` gives them.
-        runs: The same runs by `read_runs`; of unfinished ones the epochs so far are drawn.
+        curves: Result of `evad.analysis.curves`.
+        runs: Result of `read_runs` for the same runs; unfinished ones are drawn up to their last epoch.
 
     Raises:
         ValueError: if nothing was logged.
@@ -75,7 +77,7 @@ def learning_curves(curves: pd.DataFrame, runs: pd.DataFrame) -> Figure:
 
 
 def legend_below(figure: Figure, axis: Axes) -> None:
-    """Add one legend for all panels, in as many columns as fit, and make room for it."""
+    """Add one legend for all panels, in as many columns as fit, and enlarge the figure for it."""
     handles, labels = axis.get_legend_handles_labels()
     columns = max(1, int(11 * figure.get_figwidth() / (max(map(len, labels)) + 8)))  # characters in an inch
     figure.set_figheight(figure.get_figheight() + 0.23 * -(-len(labels) // columns))
@@ -83,7 +85,6 @@ def legend_below(figure: Figure, axis: Axes) -> None:
 
 
 def draw_band(axis: Axes, statistics: pd.DataFrame, label: str, number: int) -> None:
-    """Draw means as a line and deviations as a band."""
     x = statistics.index.to_numpy(dtype=float)
     mean, deviation = statistics["mean"].to_numpy(), statistics["std"].fillna(0).to_numpy()
     axis.plot(x, mean, color=colour(number), marker=MARKERS[number // 7 % 7], markersize=4, label=label)
@@ -97,11 +98,7 @@ def decorate(axis: Axes) -> None:
 
 
 def finished_lines(runs: pd.DataFrame, setting: str) -> dict[str, pd.DataFrame]:
-    """`lines_over` of the finished runs.
-
-    Raises:
-        ValueError: if no two finished runs differ in `setting` alone.
-    """
+    """`lines_over` of the finished runs; ValueError if no two of them differ in `setting` alone."""
     lines = lines_over(runs[runs["status"] == "finished"], setting)
     if not lines:
         raise ValueError(f"no two finished runs differ in {setting} alone, so there is nothing to compare")
@@ -118,9 +115,9 @@ def effect_of(
     There is one line for each combination of the other settings that vary.
 
     Args:
-        runs: As `read_runs` gives them.
+        runs: Result of `read_runs`.
         setting: Column on the x axis; high keep rates are on the left.
-        measures: One panel each.
+        measures: Columns to draw, one panel each.
 
     Raises:
         ValueError: if no two finished runs differ in `setting` alone.
@@ -149,7 +146,7 @@ def effect_of(
 
 
 def set_range(axis: Axes, measure: str) -> None:
-    """Show costs from 0, and AP over at least 10 points, so that noise does not look like an effect."""
+    """Let costs start at 0 and AP span at least 10 points, so that noise does not look like an effect."""
     low, high = axis.get_ylim()
     if "AP" not in measure:
         axis.set_ylim(0, 1.06 * high)  # markers and error bars reach beyond the values
@@ -161,7 +158,6 @@ def set_range(axis: Axes, measure: str) -> None:
 def draw_line(
     axis: Axes, runs: pd.DataFrame, setting: str, measure: str, place: dict, label: str, number: int, joined: bool
 ) -> None:
-    """Draw means of one measure with error bars, and the single runs."""
     scale = AXES[measure][1]
     summary = summarize(runs, by=[setting], measures=[measure])
     x = [place[value] for value in summary[setting]]
@@ -173,22 +169,17 @@ def draw_line(
 def draw_means(
     axis: Axes, x: Sequence[float], mean: pd.Series, deviation: pd.Series, label: str, number: int, style: str = "-"
 ) -> None:
-    """Draw means with error bars; a single run has none."""
     shade, marker = colour(number), MARKERS[number % 7]
     axis.errorbar(x, mean, deviation.fillna(0), color=shade, marker=marker, linestyle=style, capsize=4, label=label)
 
 
 def training_cost(runs: pd.DataFrame) -> Figure:
-    """Draw memory and time of training by keep rate, with the change against the highest one (Fig. 6).
-
-    Raises:
-        ValueError: if no two finished runs differ in keep rate alone.
-    """
+    """Draw memory and time of training by keep rate, compared with the highest (Fig. 6); errors as in `effect_of`."""
     return cost_bars(finished_lines(runs, "keep_rate"))
 
 
 def cost_bars(lines: dict[str, pd.DataFrame]) -> Figure:
-    """`training_cost` of runs that are split by their other settings."""
+    """Draw `training_cost` with one colour for each entry of `lines`."""
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     panels = (("peak_memory_mb", "peak memory in MiB"), ("ms_per_clip", "training time per clip in ms"))
     for axis, (measure, title) in zip(figure.subplots(1, 2), panels):
@@ -214,7 +205,7 @@ def cost_bars(lines: dict[str, pd.DataFrame]) -> Figure:
 
 
 def alike(runs: pd.DataFrame, examples: pd.DataFrame) -> pd.DataFrame:
-    """Runs with the settings of one of `examples`, except for the keep rate; all of them if there is no example."""
+    """Runs with the same settings as one of `examples`, except for the keep rate; all runs if there are no examples."""
     settings = other_settings(runs, "keep_rate")
     if examples.empty or not settings:
         return runs
@@ -222,19 +213,19 @@ def alike(runs: pd.DataFrame, examples: pd.DataFrame) -> pd.DataFrame:
 
 
 def keep_rate_at_test(evaluations: pd.DataFrame, runs: pd.DataFrame) -> Figure:
-    """Draw one training tested at several keep rates, beside runs trained at each of them (Fig. 7).
+    """Draw the AP of one detector at several keep rates, and of runs trained at each keep rate (Fig. 7).
 
     The points of a single training are labelled with their cost.
 
     Args:
-        evaluations: As `evad.analysis.evaluations` gives them.
-        runs: Runs to compare with, by `read_runs`; their best epochs count, since `best.ckpt` is of the best epoch.
+        evaluations: Result of `evad.analysis.evaluations`.
+        runs: Result of `read_runs` for the runs to compare with. Their best epoch is drawn, as in `best.ckpt`.
 
     Raises:
         ValueError: if no run was evaluated at two keep rates.
     """
     found = evaluations.dropna(subset=["mAP", "keep_rate"])
-    found = found[found["evaluation"].astype(str).str.contains("keep_rate")]  # others change something else
+    found = found[found["evaluation"].astype(str).str.contains("keep_rate")]  # other evaluations vary other settings
     figure = Figure(figsize=(6.5, 4.2), layout="constrained")
     axis = figure.subplots()
     tested = [(rate, rows) for rate, rows in found.groupby("trained_keep_rate") if rows["keep_rate"].nunique() > 1]
@@ -278,10 +269,10 @@ def class_bars(gains: pd.DataFrame, first: str, second: str, notable: float = 0.
     Classes that gain or lose more than `notable` are bold, those whose AP at least doubles are green.
 
     Args:
-        gains: As `evad.analysis.tables.class_gains` gives them.
-        first: Legend of the setting compared with.
-        second: Legend of the other one.
-        notable: Change of AP, fraction of 1.
+        gains: Result of `evad.analysis.tables.class_gains`.
+        first: Legend of the first setting.
+        second: Legend of the second setting.
+        notable: Change of AP, as a fraction of 1.
     """
     figure = Figure(figsize=(7.5, 1.4 + 0.36 * len(gains)), layout="constrained")
     axis = figure.subplots()
@@ -301,7 +292,7 @@ def class_bars(gains: pd.DataFrame, first: str, second: str, notable: float = 0.
 
 
 def class_gain_bars(gains: pd.DataFrame, first: str, second: str) -> Figure:
-    """Draw what every class gains from the first setting to the second, sorted (Fig. 10)."""
+    """Draw how much AP every class gains in the second setting, sorted (Fig. 10)."""
     figure = Figure(figsize=(7.5, 1.4 + 0.3 * len(gains)), layout="constrained")
     axis = figure.subplots()
     points = 100 * gains["gain"]
@@ -313,4 +304,27 @@ def class_gain_bars(gains: pd.DataFrame, first: str, second: str) -> Figure:
     axis.margins(x=0.15)
     axis.invert_yaxis()
     decorate(axis)
+    return figure
+
+
+def plot_learning_curve(metrics: pd.DataFrame, path: Path) -> Figure | None:
+    """Draw the learning curve of one run into the file `path`; None if neither a loss nor a score was logged.
+
+    Args:
+        metrics: Result of `evad.runs.folders.read_metrics`.
+        path: The picture, in the run folder.
+    """
+    run = RunFolder(path.parent, metrics=metrics)
+    if (table := curve(run)).empty:
+        return None
+    figure = learning_curves(table, pd.DataFrame({"run": [run.path.as_posix()]}))
+    figure.savefig(path, dpi=120)
+    return figure
+
+
+def plot_training_cost(table: pd.DataFrame, path: Path) -> Figure:
+    """Draw memory (MiB) and time of training steps by keep rate and image size into the file `path` (Fig. 6)."""
+    steps = table.rename(columns={"size": "image_size", "clips_per_s": "train_clips_per_s"}).assign(status="finished")
+    figure = cost_bars(groups(steps, ["image_size"]))
+    figure.savefig(path, dpi=120)
     return figure

@@ -1,4 +1,4 @@
-"""A trained detector and its validation clips, from a run folder alone."""
+"""Open the trained detector and the validation clips of a run folder."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from evad.training.build import build_datamodule
 
 @dataclass
 class OpenRun:
-    """What figures of tokens need of a run.
+    """A run as figures of tokens need it.
 
     Attributes:
-        path: Its folder.
-        checkpoint: Where the weights are from.
-        config: Its configuration.
+        path: The run folder.
+        checkpoint: File with the weights.
+        config: The run's configuration.
         model: The detector, in evaluation mode.
-        datamodule: With its validation set read.
+        datamodule: The run's data, set up for validation.
     """
 
     path: Path
@@ -40,7 +40,7 @@ class OpenRun:
         return self.datamodule.collate([self.datamodule.val_dataset[index]])
 
     def with_keep_rate(self, rate: float) -> EVAD:
-        """The same weights in a detector that keeps another share of the tokens."""
+        """A detector with the same weights that keeps the share `rate` of the tokens."""
         config = self.config.copy()
         config.model.keep_rate = rate
         model = build_model(config).eval()
@@ -49,12 +49,8 @@ class OpenRun:
 
 
 def first_pruning_run(runs: pd.DataFrame) -> str:
-    """Folder of the first finished run that drops tokens, among those of `read_runs`.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    rates = pd.to_numeric(runs["keep_rate"], errors="coerce")  # a rate per block is no number
+    """Folder of the first finished run in a table of `read_runs` that drops tokens; ValueError if no run does."""
+    rates = pd.to_numeric(runs["keep_rate"], errors="coerce")  # a list of rates per block becomes NaN
     found = runs.loc[(runs["status"] == "finished") & (rates != 1) & (runs.get("pruning") != "none"), "run"]
     if found.empty:
         raise ValueError("no finished run drops tokens (keep rate below 1)")
@@ -62,24 +58,22 @@ def first_pruning_run(runs: pd.DataFrame) -> str:
 
 
 def open_run(run: str | Path) -> OpenRun:
-    """Detector of the run's best checkpoint (the last one if there is no best) and its validation set.
+    """Open the run's best checkpoint (the last one if there is no best) and its validation set.
 
     Raises:
-        FileNotFoundError: if the run has no configuration or checkpoint, or its data is not where it was.
-        ValueError: if its configuration is refused, see `evad.runs.build`.
+        FileNotFoundError: if the configuration, the checkpoints or the data are missing.
+        ValueError: if the configuration is refused, see `evad.runs.build`.
     """
     path = Path(run)
     config = read_config(path)
     candidates = [path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
     checkpoint = next(filter(Path.is_file, candidates), None)
     if checkpoint is None:
-        raise FileNotFoundError(
-            f"{path} has no checkpoints/best.ckpt or last.ckpt: its tokens cannot be computed again"
-        )
+        raise FileNotFoundError(f"{path} has no checkpoints/best.ckpt or last.ckpt: its tokens cannot be computed")
     root = Path(config.data.root)
     if not root.is_dir():
         raise FileNotFoundError(
-            f"the run's data root {root} is not there: put the data back, or edit data.root in {CONFIG}"
+            f"the run's data root {root} does not exist: put the data back, or edit data.root in {CONFIG}"
         )
     config.data.num_workers = 0
     datamodule = build_datamodule(config)

@@ -28,7 +28,7 @@ SETTINGS = {
     "fill": "model.fill",
     "image_size": "data.val_transform.short_side",
 }
-"""Column -> key of the configuration: what the paper varies."""
+"""Column -> key of the configuration, for the numbers and choices that the paper varies."""
 
 PARTS = {
     "pruning": "model.net.encoder.pruning",
@@ -36,10 +36,10 @@ PARTS = {
     "keyframe": "model.keyframe",
     "decoder_input": "model.decoder_input",
 }
-"""Column -> key of the part's configuration, for runs where neither a group choice nor `model.<column>` names it."""
+"""Column -> key of a part of the model. The column has the group choice, or `model.<column>`, or the part's class."""
 
 CHOICE_OF_CLASS = {"ClassificationBranch": "decoder", "KeyframePruning": "mean_attention"}
-"""Class -> group choice, where the two names differ."""
+"""Class -> group choice, if the two names differ."""
 
 MEASURES = ["mAP_last", "mAP_best", "person_AP_last", "person_AP_best", "gflops", "train_clips_per_s", "peak_memory_mb"]
 """Columns of `read_runs` that measure something, AP as fractions of 1."""
@@ -52,12 +52,12 @@ def read_runs(*folders: str | Path) -> pd.DataFrame:
         *folders: Run folders, sweep folders, or folders of them at any depth.
 
     Returns:
-        Columns `run` (path), `name`, `status` (see `RunFolder.status`), `seed`; the columns of `SETTINGS`; those of
-        `PARTS` that any run has; one for each other key of a command line that differs between the runs, under its
-        dotted name; `epochs` (validated) and `max_epochs` (planned); `mAP_last`, `mAP_best`, `best_epoch` (from 1),
-        `person_AP_last`, `person_AP_best` (at `best_epoch`), `gflops`, `train_clips_per_s` (median over epochs),
-        `peak_memory_mb` (largest), `seconds` and `attempts` (of `run.json`), `evaluations` (how many results of
-        `evad.eval` are in the run, see `evaluations`) and `problems`.
+        Columns `run` (path), `name`, `status` (see `RunFolder.status`), `seed`; all `SETTINGS`; the `PARTS` that any
+        run has; every other overridden key whose value differs between the runs, under its dotted name; `epochs`
+        (validated) and `max_epochs` (planned); `mAP_last`, `mAP_best`, `best_epoch` (from 1), `person_AP_last`,
+        `person_AP_best` (at `best_epoch`), `gflops`, `train_clips_per_s` (median over epochs), `peak_memory_mb`
+        (largest), `seconds` and `attempts` (of `run.json`), `evaluations` (number of results of `evad.eval` in the run)
+        and `problems`.
 
     Raises:
         FileNotFoundError: if a folder does not exist.
@@ -70,7 +70,7 @@ def read_runs(*folders: str | Path) -> pd.DataFrame:
 
 
 def row(run: RunFolder, swept: Iterable[str]) -> dict[str, Any]:
-    """One run as one row; AP is NaN if it was never validated."""
+    """The row of `read_runs` for one run; AP is NaN if the run was never validated."""
     mean, person, best = run.column("val/mAP"), run.column("val/person_AP"), run.best_epoch
     if not run.metrics.empty and best is None:
         run.lacks("never validated")
@@ -104,7 +104,7 @@ def plain(value: Any) -> Any:
 
 
 def part_name(run: RunFolder, part: str) -> str | None:
-    """Which variant of a part of the model a run used: the chosen option, or else the name of its class."""
+    """Variant of a part of the model that a run used: the chosen option, otherwise the name of the class."""
     if chosen := run.choices.get(f"model/{part}"):
         return str(chosen)
     for node in (run.setting(f"model.{part}"), run.setting(PARTS[part])):
@@ -117,8 +117,8 @@ def part_name(run: RunFolder, part: str) -> str | None:
 
 
 def swept_keys(runs: list[RunFolder]) -> list[str]:
-    """Keys of the command lines that have no column of their own and whose values differ between the runs."""
-    parts = [f"model{sign}{part}" for part in PARTS for sign in "/."]  # chosen by group or by key
+    """Overridden keys that have no column in `SETTINGS` or `PARTS` and whose values differ between the runs."""
+    parts = [f"model{sign}{part}" for part in PARTS for sign in "/."]  # as a group and as a key
     covered = {"seed", "name", *SETTINGS.values(), *parts}
     given = dict.fromkeys(key for run in runs for key in run.overrides)
     keys = [key for key in given if key not in covered and not is_without_effect(key)]
@@ -126,15 +126,15 @@ def swept_keys(runs: list[RunFolder]) -> list[str]:
 
 
 def swept_value(run: RunFolder, key: str) -> Any:
-    """Value of a key from a command line; for a config group, the chosen option."""
-    if key == "experiment":  # it gave the run its name, which remains after a resume
+    """Value of an overridden key; for a config group, the chosen option."""
+    if key == "experiment":  # after a resume the choice is lost, but the experiment has set the run's name
         return run.choices.get(key, run.setting("name"))
     value = run.choices[key] if key in run.choices else run.setting(key)
     return None if isinstance(value, dict) else plain(value)
 
 
 def describe(runs: pd.DataFrame) -> str:
-    """Say how many runs there are, how they ended, and what is wrong with each that is not simply finished."""
+    """Count the runs by status, and list those that are not finished or have problems."""
     counts = ", ".join(f"{count} {status}" for status, count in runs["status"].value_counts().items())
     lines = [f"{len(runs)} runs: {counts}"]
     for one in runs[(runs["status"] != "finished") | (runs["problems"] != "")].to_dict("records"):
@@ -143,7 +143,7 @@ def describe(runs: pd.DataFrame) -> str:
 
 
 def per_class(*folders: str | Path) -> pd.DataFrame:
-    """AP of every class of every run, one row per run and class; runs that were never validated have none.
+    """AP of every class of every validated run, one row per run and class.
 
     Returns:
         `run` and `name` as in `read_runs`, `class`, `AP_last`, `AP_best` (in the epoch of the best mAP), in the order
@@ -190,7 +190,7 @@ def evaluations(*folders: str | Path) -> pd.DataFrame:
 
     Returns:
         `run`, `evaluation` (its folder below the run), `keep_rate` (of the evaluation), `trained_keep_rate`, `gflops`
-        and every score that is a single number; `problems` says which file could not be read.
+        and every score that is a single number; `problems` if the file could not be read.
     """
     rows: list[dict[str, Any]] = []
     for run in map(read_folder, find_runs(folders)):

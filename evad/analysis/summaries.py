@@ -1,4 +1,4 @@
-"""The four tables of some runs: read from run folders, or from csv files that were written earlier."""
+"""Read the four tables of `evad.analysis.read` together, from run folders or from csv files written earlier."""
 
 from __future__ import annotations
 
@@ -12,14 +12,7 @@ from evad.analysis import read as tables
 
 @dataclass
 class Summaries:
-    """What figures of runs are drawn from; a summary folder has a csv file of the same name for each table.
-
-    Attributes:
-        runs: See `read_runs`.
-        per_class: See `per_class`.
-        curves: See `curves`.
-        evaluations: See `evaluations`.
-    """
+    """Results of `read_runs`, `per_class`, `curves` and `evaluations`; each is a csv file of that name on disk."""
 
     runs: pd.DataFrame
     per_class: pd.DataFrame
@@ -34,15 +27,11 @@ class Summaries:
 
     @classmethod
     def read(cls, folder: str | Path) -> Summaries:
-        """Read what `write` wrote to a folder.
-
-        Raises:
-            FileNotFoundError: if one is missing.
-        """
+        """Read the csv files that `write` wrote to a folder; FileNotFoundError if one is missing."""
         paths = [Path(folder) / f"{field.name}.csv" for field in fields(cls)]
         if missing := [path.name for path in paths if not path.is_file()]:
             raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}: write them with scripts/make_figures.py")
-        # Only an empty cell is a missing value: `none` and `None` are settings.
+        # Only empty cells are missing values: pandas would also read the setting `none` as missing.
         found = cls(*(pd.read_csv(path, keep_default_na=False, na_values=[""]) for path in paths))
         for frame in (found.runs, found.evaluations):
             frame["problems"] = frame["problems"].astype(object).fillna("")

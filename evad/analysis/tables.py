@@ -31,11 +31,11 @@ TITLES = {
 def summarize(runs: pd.DataFrame, by: Sequence[str], measures: Sequence[str] = MEASURES) -> pd.DataFrame:
     """Mean, sample standard deviation and number of runs that share the settings `by`, usually seeds.
 
-    Only finished runs count: the last epoch of an unfinished one is another point of its learning curve.
+    Only finished runs are averaged, because the last epoch of an unfinished one is not comparable.
 
     Args:
-        runs: As `read_runs` gives them.
-        by: Columns whose values make a group; a missing value is a group of its own. If empty, all runs are one group.
+        runs: Result of `read_runs`.
+        by: Columns to group by; missing values form a group too. If empty, all runs are one group.
         measures: Columns to average.
 
     Returns:
@@ -44,7 +44,7 @@ def summarize(runs: pd.DataFrame, by: Sequence[str], measures: Sequence[str] = M
         `<measure>_n` (runs that have a value).
 
     Raises:
-        ValueError: if a column is missing; names the existing ones.
+        ValueError: if a column is missing.
     """
     if missing := [column for column in (*by, *measures) if column not in runs]:
         raise ValueError(f"no column {', '.join(missing)}; there are {', '.join(map(str, runs.columns))}")
@@ -65,7 +65,7 @@ NO_SETTINGS = {
 
 
 def varying(runs: pd.DataFrame) -> list[str]:
-    """Settings in which the runs differ; `name` only if they differ in nothing else."""
+    """Settings in which the runs differ; `name` only if it is the only one."""
     columns = [
         column for column in runs.columns if column not in NO_SETTINGS and runs[column].nunique(dropna=False) > 1
     ]
@@ -83,14 +83,13 @@ def cell(value: Any) -> str:
 
 
 def is_number(value: object) -> bool:
-    """Whether a setting is a quantity."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def groups(runs: pd.DataFrame, by: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Runs that share the settings `by`, by their settings as text; one group if `by` is empty.
+    """Split the runs by the settings `by`: {settings as text: runs}; one group if `by` is empty.
 
-    The text leaves out what most runs have, except for the first setting.
+    Except for the first setting, the text leaves out the most frequent values.
     """
     if not by:
         return {"all runs": runs}
@@ -103,12 +102,11 @@ def groups(runs: pd.DataFrame, by: Sequence[str]) -> dict[str, pd.DataFrame]:
 
 
 def other_settings(runs: pd.DataFrame, setting: str) -> list[str]:
-    """Settings other than `setting` in which the runs differ."""
     return [name for name in varying(runs) if name not in (setting, "name")]
 
 
 def lines_over(runs: pd.DataFrame, setting: str) -> dict[str, pd.DataFrame]:
-    """Runs that differ in `setting` alone, by their other settings as text; empty if no two do."""
+    """Split the runs into sets that differ in `setting` alone: {other settings as text: runs}, without sets of one."""
     split = groups(runs, other_settings(runs, setting))
     return {label: rows for label, rows in split.items() if rows[setting].nunique(dropna=False) > 1}
 
@@ -119,12 +117,12 @@ def comparable(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def setting_order(value: Any) -> tuple[str, Any]:
-    """Sorting key of a setting's values, numbers first: a keep rate per block is a text."""
+    """Sorting key of a setting's values: numbers first, then texts (such as a list of keep rates)."""
     return "" if is_number(value) else str(type(value)), value
 
 
 def with_deviation(mean: float, deviation: float, scale: float = 1, digits: int | None = None) -> str:
-    """`30.5 ± 0.2`, without the deviation if it is NaN; by default 3 digits below 10 and 1 above."""
+    """`30.5 ± 0.2`, or `30.5` if the deviation is NaN; by default 3 digits for values below 10, otherwise 1."""
     if math.isnan(mean):
         return "-"
     if digits is None:
@@ -139,15 +137,14 @@ def change_table(
     """The paper's Tables 2 and 3 for these runs: quality and cost, with the change against a reference in per cent.
 
     Args:
-        runs: As `read_runs` gives them; only finished ones count.
+        runs: Result of `read_runs`; only finished runs are used.
         setting: The column that is varied.
-        reference: Its value that the others are compared with.
+        reference: The value of `setting` that the others are compared with.
         by: Further columns; each combination has its own reference row (Table 3: `image_size`).
 
     Returns:
         Cells as text: `by`, `setting`, `n` (runs), action mAP and person AP in per cent with the standard deviation
-        over runs, then GFLOPs, training clips per second and peak memory. No change is given for a group without
-        reference.
+        over runs, then GFLOPs, training clips per second and peak memory. Without a reference row no change is shown.
     """
     summary = summarize(runs, by=[*by, setting])
     summary = summary[summary["runs"] > 0].sort_values(
@@ -175,7 +172,6 @@ def table_row(row: Mapping[Any, Any], base: Mapping[Any, Any] | None, settings: 
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """A table as Markdown."""
     lines = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
@@ -186,9 +182,9 @@ def class_gains(
     """AP of every class in two sets of runs, such as seeds of two settings; greatest gain first (Figs 9, 10).
 
     Args:
-        classes: As `per_class` gives them.
+        classes: Result of `per_class`.
         first: Runs to compare with.
-        second: Runs whose gain is shown.
+        second: Runs whose gain is computed.
         measure: `AP_last` or `AP_best`.
 
     Returns:
@@ -196,7 +192,7 @@ def class_gains(
         `gain` (second - first).
 
     Raises:
-        ValueError: if a set has no class AP.
+        ValueError: if one of the sets has no AP per class.
     """
     table: dict[str, pd.Series] = {}
     for name, runs in (("first", first), ("second", second)):

@@ -1,4 +1,4 @@
-"""Figures of a clip's tokens: survivors by stage, actors against area, decoder attention (Figs 1, 4, 8, 11, 12)."""
+"""Figures of tokens: which survive, how many lie on actors, what actors attend to (Figs 1, 4, 8, 11, 12)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ DROPPED = 0.85
 def survival_figure(
     images: np.ndarray, survival: np.ndarray, patch: int, boxes: Sequence[Sequence[float]] = ()
 ) -> Figure:
-    """Preserved tokens of one clip: input above, one row per pruning stage, one column per time slice (Fig. 4).
+    """Draw the preserved tokens of a clip: the input, then one row per pruning stage; a column per time slice (Fig. 4).
 
-    Dropped tokens fade to grey.
+    Dropped tokens are faded to grey.
 
     Args:
-        images: (T', h, w, 3) float in [0, 1], a picture per slice.
+        images: (T', h, w, 3) float in [0, 1], one picture per slice.
         survival: (S, T', H', W') bool, True = preserved.
         patch: Pixels along each side of a token.
         boxes: (n, 4) xyxy pixels of the keyframe's actors, drawn on the input.
@@ -46,12 +46,11 @@ def survival_figure(
 
 
 def pixels_of(cells: np.ndarray, patch: int, size: tuple[int, ...]) -> np.ndarray:
-    """Values of tokens (H', W') on the pixels (h, w) of the unpadded picture."""
+    """Enlarge values of tokens (H', W') to the pixels (h, w) of the unpadded picture."""
     return np.kron(cells, np.ones((patch, patch), dtype=cells.dtype))[: size[0], : size[1]]
 
 
 def picture_grid(rows: int, columns: int, size: tuple[int, ...]) -> tuple[Figure, np.ndarray]:
-    """Figure of rows x columns pictures of (height, width)."""
     wide = min(1.6, 13 / columns)
     tight = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.01, hspace=0.01)
     figure = Figure(figsize=(columns * wide + 1.2, rows * wide * size[0] / size[1] + 0.5), layout=tight)
@@ -62,14 +61,12 @@ def picture_grid(rows: int, columns: int, size: tuple[int, ...]) -> tuple[Figure
 
 
 def show_row(axes: Sequence[Axes], pictures: np.ndarray, label: str) -> None:
-    """Pictures side by side with a label in front."""
     for axis, picture in zip(axes, pictures):
         axis.imshow(picture.clip(0, 1), interpolation="nearest")
     axes[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=10)
 
 
 def title_slices(axes: Sequence[Axes]) -> None:
-    """Number the time slices and name the keyframe's."""
     for number, axis in enumerate(axes):
         key = number == len(axes) // 2
         axis.set_title(
@@ -78,19 +75,19 @@ def title_slices(axes: Sequence[Axes]) -> None:
 
 
 def draw_boxes(axis: Axes, boxes: Sequence[Sequence[float]], shade: str = ORANGE) -> None:
-    """Outlines of boxes, xyxy in pixels of the picture."""
+    """Draw the outlines of boxes, xyxy in pixels of the picture."""
     for x1, y1, x2, y2 in boxes:
         outline = Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=shade, linewidth=1.8)
         axis.add_patch(outline)
 
 
 def area_share_figure(shares: pd.DataFrame) -> Figure:
-    """Share of the preserved tokens inside the union of true boxes, by stage, against the area's share (Fig. 8).
+    """Draw the share of preserved tokens inside the true boxes by stage, and the boxes' share of the area (Fig. 8).
 
     Bars are means over clips with the standard error of the mean.
 
     Args:
-        shares: As `evad.analysis.tokens.gt_area_shares` gives them.
+        shares: Result of `evad.analysis.tokens.gt_area_shares`.
 
     Raises:
         ValueError: if no clip has a box, or the model does not prune.
@@ -121,10 +118,10 @@ def area_share_figure(shares: pd.DataFrame) -> Figure:
 def attention_figure(
     images: np.ndarray, maps: Mapping[str, np.ndarray], patch: int, boxes: Sequence[Sequence[float]] = ()
 ) -> Figure:
-    """What actors attend to: input above, then a row of attention over the slices for each entry of `maps` (Fig. 12).
+    """Draw what actors attend to: the input, then a row of attention over the slices per entry of `maps` (Fig. 12).
 
-    Colours are relative to uniform attention over the preserved tokens, from 0 to the row's 99th percentile, so that
-    rows with fewer tokens can be compared. Dropped tokens are grey.
+    Attention is shown relative to a uniform distribution over the preserved tokens, so that rows with different
+    numbers of tokens can be compared. Colours end at the 99th percentile of a row; dropped tokens are grey.
 
     Args:
         images: (T', h, w, 3) float in [0, 1].

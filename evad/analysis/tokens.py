@@ -1,6 +1,6 @@
-"""What happens to a clip's tokens: which survive, how many lie on actors, which of them actors attend to.
+"""Measure what happens to a clip's tokens: which survive, how many lie on actors, what actors attend to.
 
-Nothing here changes a detector: each call puts it into evaluation mode and back.
+Every function puts the detector into evaluation mode and restores its mode afterwards.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from evad.structures import Batch, EVADOutput
 
 
 def token_survival(model: EVAD, clips: Tensor) -> Tensor:
-    """Which tokens are still there after each pruning stage (Figs 1, 4, 11).
+    """Which tokens survive each pruning stage (Figs 1, 4, 11).
 
     Args:
         model: The detector.
@@ -37,7 +37,7 @@ def token_survival(model: EVAD, clips: Tensor) -> Tensor:
 
 
 def survival_of(kept: list[Tensor], grid: Grid, batch: int) -> Tensor:
-    """Positions (B, n) of the surviving tokens, one tensor per stage -> (B, S, T', H', W') bool on the CPU."""
+    """Compute `token_survival` from the positions (B, n) of the surviving tokens, one tensor per stage."""
     survival = torch.zeros(batch, len(kept), int(np.prod(grid)), dtype=torch.bool)
     for stage, positions in enumerate(kept):
         survival[:, stage].scatter_(1, positions.cpu(), True)
@@ -45,7 +45,7 @@ def survival_of(kept: list[Tensor], grid: Grid, batch: int) -> Tensor:
 
 
 def union_coverage(boxes: np.ndarray, grid: tuple[int, int], patch: int) -> np.ndarray:
-    """Share of each token's area that the union of some boxes covers, exactly.
+    """Share of each token's area that is covered by the union of some boxes, computed exactly.
 
     Args:
         boxes: (n, 4) xyxy in pixels.
@@ -56,7 +56,7 @@ def union_coverage(boxes: np.ndarray, grid: tuple[int, int], patch: int) -> np.n
         (H', W') float64 in [0, 1].
     """
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    # The grid cut along every box edge: each piece lies in one token, and wholly inside or outside of each box.
+    # Cut the grid along every edge of a box: then each piece lies in one token, and wholly inside or outside each box.
     xs, ys = (np.arange(count + 1.0) * patch for count in reversed(grid))
     xs = np.unique(np.concatenate([xs, boxes[:, 0::2].ravel().clip(0, xs[-1])]))
     ys = np.unique(np.concatenate([ys, boxes[:, 1::2].ravel().clip(0, ys[-1])]))
@@ -72,20 +72,20 @@ def union_coverage(boxes: np.ndarray, grid: tuple[int, int], patch: int) -> np.n
 
 
 def gt_area_share(survival: Tensor, boxes: Tensor, size: tuple[int, int], patch: int) -> pd.DataFrame:
-    """How much of the preserved tokens lies inside the union of one clip's ground-truth boxes (Fig. 8).
+    """Share of one clip's preserved tokens that lies inside the union of its ground-truth boxes (Fig. 8).
 
-    The keyframe's boxes are used for all slices, as in the paper. A token on the edge of the union counts by the share
-    of its area that is inside, so that tokens chosen at random would give the boxes' share of the image.
+    The keyframe's boxes are used for all slices, as in the paper. A token on an edge counts by the share of its area
+    that is inside, so random tokens would give the boxes' share of the image.
 
     Args:
         survival: (S, T', H', W') bool, True = preserved.
         boxes: (n, 4) xyxy in pixels of the unpadded clip.
-        size: Valid height and width in pixels.
+        size: Height and width of the unpadded clip in pixels.
         patch: Pixels along each side of a token.
 
     Returns:
-        One row per stage: `stage` (from 1), `gt_area` (share of the image), `preserved` (share of the preserved tokens
-        inside), `context` (the same without the keyframe, which is preserved as a whole).
+        One row per stage: `stage` (from 1), `gt_area` (the boxes' share of the image), `preserved` (share of the
+        preserved tokens inside the boxes), `context` (the same without the tokens of the keyframe).
     """
     slices, height, width = survival.shape[1:]
     coverage = union_coverage(boxes.cpu().numpy(), (height, width), patch)
@@ -100,10 +100,10 @@ def gt_area_share(survival: Tensor, boxes: Tensor, size: tuple[int, int], patch:
 
 
 def gt_area_shares(model: EVAD, batches: Iterable[Batch]) -> pd.DataFrame:
-    """`gt_area_share` of every clip of a validation set; average over `clip` for Fig. 8.
+    """`gt_area_share` of every clip of a validation set; Fig. 8 shows means over clips.
 
     Returns:
-        One row per clip and stage, with `keyframe` (index in the data set) in front; NaN for clips without a box.
+        One row per clip and stage, with a first column `keyframe` (index in the data set); NaN for clips without a box.
     """
     patch = model.encoder.patch_embed.patch
     device = next(model.parameters()).device
@@ -122,13 +122,13 @@ def gt_area_shares(model: EVAD, batches: Iterable[Batch]) -> pd.DataFrame:
 
 @dataclass
 class ActorAttention:
-    """What the actors attend to in one decoder block, averaged over heads.
+    """Attention of the actors in one decoder block, averaged over heads.
 
     Attributes:
-        weights: (B, Q, M + Q), probability an actor gives to each of the M tokens, then to each actor; sums to 1.
+        weights: (B, Q, M + Q), attention of each actor to the M tokens, then to the actors; sums to 1.
         positions: (B, M) grid position of each token.
         grid: (T', H', W').
-        output: What the detector returned for the batch.
+        output: Output of the detector for the batch.
     """
 
     weights: Tensor
@@ -137,7 +137,7 @@ class ActorAttention:
     output: EVADOutput
 
     def on_grid(self) -> Tensor:
-        """Attention to the tokens in their places, (B, Q, T', H', W'), NaN where a token was dropped."""
+        """Attention to the tokens as a grid (B, Q, T', H', W'); NaN for dropped tokens."""
         batch, queries, _ = self.weights.shape
         tokens = self.positions.shape[1]
         volume = self.weights.new_full((batch, queries, int(np.prod(self.grid))), float("nan"))
@@ -148,8 +148,8 @@ class ActorAttention:
 def actor_attention(model: EVAD, batch: Batch, block: int = -1) -> ActorAttention:
     """Attention of every actor in a block of the context refinement decoder (Fig. 12).
 
-    A hook catches the block's input, from which the probabilities are computed again, because the fused attention of
-    the forward pass does not keep them.
+    The fused attention of the forward pass does not return its probabilities, so a hook catches the block's input and
+    they are computed again from that.
 
     Args:
         model: The detector.
@@ -157,7 +157,7 @@ def actor_attention(model: EVAD, batch: Batch, block: int = -1) -> ActorAttentio
         block: Index of the decoder block; negative ones count from the end.
 
     Raises:
-        ValueError: if the model has no context refinement decoder, or not so many blocks.
+        ValueError: if the model has no context refinement decoder, or the block does not exist.
     """
     layer = decoder_block(model, block)
     caught: list[Tensor] = []
@@ -175,16 +175,11 @@ def actor_attention(model: EVAD, batch: Batch, block: int = -1) -> ActorAttentio
 
 
 def decoder_block(model: EVAD, block: int) -> Any:
-    """Block number `block` of the decoder.
-
-    Raises:
-        ValueError: if it does not exist.
-    """
     blocks: Any = getattr(getattr(model.classification, "decoder", None), "blocks", None)
     if blocks is None:
         raise ValueError(
             f"{type(model.classification).__name__} has no context refinement decoder, so actors attend to no tokens; "
-            "use a run of the decoder"
+            "use a run with model/classifier=decoder"
         )
     if not -len(blocks) <= block < len(blocks):
         raise ValueError(f"decoder block {block} does not exist, the decoder has {len(blocks)}")
@@ -192,7 +187,7 @@ def decoder_block(model: EVAD, block: int) -> Any:
 
 
 def actors_of_interest(output: EVADOutput, batch: Batch) -> list[Tensor]:
-    """For each clip the query that overlaps each true box best; if there is no true box, the most confident query."""
+    """The queries that overlap each clip's true boxes best; if there is no true box, the most confident query."""
     chosen = []
     for boxes, logits, target in zip(output.boxes[-1], output.person_logits[-1], batch.targets):
         if len(target.boxes):
@@ -205,14 +200,14 @@ def actors_of_interest(output: EVADOutput, batch: Batch) -> list[Tensor]:
 def slice_images(
     clip: Tensor, tubelet: int, size: tuple[int, int], mean: float = 0.45, std: float = 0.225
 ) -> np.ndarray:
-    """First frame of each time slice as a picture; of the keyframe's slice, that is the keyframe.
+    """First frame of each time slice as a picture; for the middle slice, that frame is the keyframe.
 
     Args:
         clip: (3, T, H, W) normalised.
         tubelet: Frames per slice.
-        size: Height and width of the pictures in pixels; further ones are padding.
-        mean: As in the clip's transform.
-        std: As in the clip's transform.
+        size: Height and width of the unpadded clip in pixels.
+        mean: Mean that the clip's transform subtracted.
+        std: Standard deviation that it divided by.
 
     Returns:
         (T', h, w, 3) float in [0, 1].

@@ -24,7 +24,7 @@ COLUMNS = {
     **{name: (f"cost/{name}",) for name in ("gflops", "train_clips_per_s", "peak_memory_mb")},
     "seconds": ("Runtime", "_runtime"),
 }
-"""Our column -> W&B's, of which the first existing one is read. Nested configurations have dots or slashes."""
+"""Our column -> names of W&B's column; the first existing one is read. Keys may be joined by dots or slashes."""
 
 STATES = {"crashed": "failed", "killed": "failed"}
 
@@ -32,8 +32,8 @@ STATES = {"crashed": "failed", "killed": "failed"}
 def read_wandb_export(path: str | Path) -> pd.DataFrame:
     """Read the runs of a W&B project into the columns of `read_runs`.
 
-    W&B keeps the last value of each metric, so `mAP_best` is missing (NaN) unless the table has a `.max` column. A run
-    is named by its id, or by its display name if the table has no ids.
+    W&B exports the last value of each metric, so `mAP_best` is NaN unless the table has a `.max` column. A run is named
+    by its id, or by its display name if the table has no ids.
 
     Args:
         path: The exported csv; show the columns of the configuration and the summary before exporting.

@@ -15,7 +15,7 @@ READABLE_HEIGHT = 512
 
 
 def readable_scale(height: int) -> int:
-    """Integer factor that makes a frame of `height` pixels large enough to write on."""
+    """Integer factor that enlarges a frame of `height` pixels so that text on it is readable."""
     return max(1, -(-READABLE_HEIGHT // height))
 
 
@@ -36,7 +36,7 @@ def draw_detections(
         names: K class names.
         score_threshold: Actions with a lower score are not named.
         top_actions: At most this many actions per actor.
-        scale: Integer factor by which the frame is enlarged, so that text on small frames is readable.
+        scale: Integer factor by which the frame is enlarged, see `readable_scale`.
         truth: Ground-truth boxes (pixels) with their text, drawn in white.
 
     Returns:

@@ -21,10 +21,10 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float, times: np.
         path: The file to write.
         frames: (H, W, 3) uint8 RGB each.
         fps: Frames per second.
-        times: Second at which each frame is shown; None: frame k at k / fps.
+        times: Second at which each frame is shown; None for frame k at k / fps.
 
     Returns:
-        How many frames there were.
+        Number of frames.
     """
     count = 0
     with av.open(str(path), "w") as container:

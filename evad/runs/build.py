@@ -1,8 +1,7 @@
-"""Objects from a configuration, by an allow-list: a run may come from a stranger, and only our classes are built.
+"""Build objects from a configuration. A run may come from a stranger, so only classes on an allow-list are built.
 
-A dictionary with `_target_` becomes an object of that class, its other keys the arguments; `_partial_: true` makes a
-function of the arguments that are missing. The keys mean what they mean to Hydra, which would call anything that a file
-names.
+As in Hydra, a dictionary with `_target_` becomes an object of that class with the other keys as arguments, and
+`_partial_: true` makes a function that takes the missing arguments. Hydra itself would call anything that a file names.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ ALLOWED = frozenset(
         "lightning.pytorch.loggers.CSVLogger",
     }
 )
-"""Everything this package's configuration files name; besides, the optimizers of `torch.optim`."""
+"""All classes in this package's configuration files; the optimizers of `torch.optim` are allowed too."""
 
 
 class RefusedTargetError(ValueError):
@@ -73,19 +72,17 @@ class RefusedTargetError(ValueError):
 
 
 def build(config: Any, trust: str | Sequence[str] | None = None, key: str = "") -> Any:
-    """The object that a node of a configuration describes, its parts first.
-
-    All targets are checked before the first one is imported.
+    """The object that a node of a configuration describes. All targets are checked before any is imported.
 
     Args:
-        config: Dictionary with `_target_`, or lists and dictionaries of such; OmegaConf containers are resolved.
-        trust: Modules of the user whose classes and functions may be built as well, such as `my_package.models`.
-            Only a command line may give them, never a file.
-        key: Where the node stands in its configuration, for messages.
+        config: Dictionary with `_target_`, or lists and dictionaries that contain such; interpolations are resolved.
+        trust: Modules of the user whose classes and functions may be built too, such as `my_package.models`. They must
+            come from the command line, never from a file.
+        key: Dotted key of the node, for messages.
 
     Raises:
-        RefusedTargetError: if a target is neither in `ALLOWED` nor trusted, with its key; nothing was run.
-        ValueError: if a class does not take one of its arguments, or needs one that is missing.
+        RefusedTargetError: if a target is neither in `ALLOWED` nor trusted; nothing was run.
+        ValueError: if a class does not exist, does not take an argument, or lacks one.
     """
     tree = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
     require_allowed(tree, trust, key)
@@ -93,13 +90,14 @@ def build(config: Any, trust: str | Sequence[str] | None = None, key: str = "") 
 
 
 def require_allowed(tree: Any, trust: str | Sequence[str] | None = None, key: str = "") -> None:
-    """Check every target in nested dictionaries and lists; arguments and errors as for `build`."""
+    """Check every target in nested dictionaries and lists; arguments and errors as in `build`."""
     trusted = [trust] if isinstance(trust, str) else list(trust or ())
     for place, target in targets(tree, key):
         if not is_allowed(target, trusted):
             raise RefusedTargetError(
                 f"{place or 'the configuration'} names {target!r}, which is refused: only classes of this package are "
-                f"built, and nothing was run. If it is yours, add trust={str(target).rpartition('.')[0]} to the command"
+                "built, and nothing was run. If the class is your own, add "
+                f"trust={str(target).rpartition('.')[0]} to the command"
             )
 
 
@@ -116,7 +114,6 @@ def targets(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def is_allowed(target: Any, trusted: Sequence[str] = ()) -> bool:
-    """Whether a `_target_` may be built."""
     if not isinstance(target, str):
         return False
     if target in ALLOWED or any(target.startswith(f"{module}.") for module in trusted):
@@ -127,7 +124,7 @@ def is_allowed(target: Any, trusted: Sequence[str] = ()) -> bool:
 
 
 def _made(tree: Any, key: str) -> Any:
-    """`tree` with every dictionary that has a target replaced by its object."""
+    """`tree` with the object in place of every dictionary that has a target."""
     if isinstance(tree, (list, tuple)):
         return [_made(value, f"{key}[{number}]") for number, value in enumerate(tree)]
     if not isinstance(tree, dict):
@@ -146,11 +143,6 @@ def _made(tree: Any, key: str) -> Any:
 
 
 def _found(target: str) -> Any:
-    """The class or function of a target.
-
-    Raises:
-        ValueError: if there is none of that name.
-    """
     module, _, name = target.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
@@ -159,7 +151,7 @@ def _found(target: str) -> Any:
 
 
 def build_part(cfg: DictConfig, key: str) -> Any:
-    """The object at a dotted key of a whole configuration; its `trust` names modules of the user."""
+    """The object at a dotted key of a whole configuration; modules in the configuration's `trust` are allowed too."""
     return build(OmegaConf.select(cfg, key), cfg.get("trust"), key)
 
 
@@ -174,14 +166,14 @@ def build_criterion(cfg: DictConfig) -> Any:
 
 
 def effective_keep_rate(cfg: DictConfig) -> Any:
-    """Rho that the encoder works with: `model.keep_rate`, but 1 with `model/pruning=none`."""
+    """The keep rate that the encoder uses: `model.keep_rate`, but 1 with `model/pruning=none`."""
     encoder = cfg.model.net.encoder
     entry = encoder.get("entry") or {}
     return entry.get("keep_rate", encoder.keep_rate)
 
 
 def pruning_name(cfg: DictConfig) -> str:
-    """Class that reduces the tokens, for tables of runs; `none` where nothing does."""
+    """Name of the class that reduces the tokens, for tables of runs; `none` if all tokens are kept."""
     encoder = cfg.model.net.encoder
     parts = [encoder.get("pruning"), encoder.get("entry")]
     return next((str(part["_target_"]).rpartition(".")[2] for part in parts if part), "none")

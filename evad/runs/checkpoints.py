@@ -13,24 +13,18 @@ from evad.runs.files import CLASSES, CONFIG
 
 
 def run_of_checkpoint(checkpoint: str | Path) -> Path:
-    """The run folder a checkpoint lies in.
-
-    Raises:
-        FileNotFoundError: if the checkpoint or the run's `config.yaml` is missing.
-    """
+    """The run folder of a checkpoint; FileNotFoundError if the checkpoint or the run's `config.yaml` is missing."""
     path = Path(checkpoint).absolute()
     if not path.is_file():
         raise FileNotFoundError(f"ckpt_path: no checkpoint at {path}")
     for folder in path.parents[:2]:
         if (folder / CONFIG).is_file():
             return folder
-    raise FileNotFoundError(
-        f"ckpt_path: no {CONFIG} beside or above {path}; a checkpoint is read together with its run folder"
-    )
+    raise FileNotFoundError(f"ckpt_path: no {CONFIG} beside or above {path}; a checkpoint must stay in its run folder")
 
 
 def class_names(run_dir: Path, num_classes: int) -> dict[str, str]:
-    """Action id -> name of every model output; numbers alone where the weights came without names."""
+    """Action id -> name of every model output; `action <id>` if the run folder has no names."""
     path = run_dir / CLASSES
     if path.is_file():
         return json.loads(path.read_text())
@@ -42,13 +36,13 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
 
     Args:
         model: Detector built from the checkpoint's config.
-        checkpoint: By a run, or by scripts/convert_checkpoint.py.
+        checkpoint: File written by evad.train or scripts/convert_checkpoint.py.
 
     Raises:
-        ValueError: if the checkpoint is of another architecture; names the first differences.
+        ValueError: if the weights do not fit the model; names the first differences.
     """
     state = read_weights(checkpoint).tensors
-    if any(name.startswith("model.") for name in state):  # by Lightning; the rest belongs to the training program
+    if any(name.startswith("model.") for name in state):  # a checkpoint of Lightning
         state = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
     differences = compare(model, state)
     problems = {
@@ -59,7 +53,7 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
     found = [f"{len(names)} {kind} ({', '.join(names[:3])}, ...)" for kind, names in problems.items() if names]
     if found:
         raise ValueError(
-            f"{checkpoint} is of another architecture than the configuration: {'; '.join(found)}. Use the run's own "
-            "config, or undo the overrides that change the model"
+            f"{checkpoint} does not fit the configured model: {'; '.join(found)}. Use the configuration of its run, or "
+            "remove the overrides that change the model"
         )
     model.load_state_dict(state)

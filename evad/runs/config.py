@@ -13,7 +13,7 @@ from omegaconf.grammar_parser import parse
 
 from evad.runs.files import CONFIG
 
-LARGEST_FILE = 2**20  # bytes; the configuration of ViT-L has 7 000
+LARGEST_FILE = 2**20  # bytes; the configuration of ViT-L has about 7 000
 RESOLVERS = frozenset({"div", "hydra", "oc.select", "run_name", "sweep_name"})
 """Functions that a run's configuration may call in `${name:...}`. None of them reads the environment or a file."""
 
@@ -23,11 +23,7 @@ class RefusedConfigError(ValueError):
 
 
 def divide(numerator: int, denominator: int) -> int:
-    """Whole quotient, for `${div:a,b}` in YAML.
-
-    Raises:
-        ValueError: if the division leaves a remainder.
-    """
+    """Whole quotient, for `${div:a,b}` in YAML; ValueError if the division leaves a remainder."""
     if numerator % denominator:
         raise ValueError(f"{numerator} is not a multiple of {denominator}")
     return numerator // denominator
@@ -37,13 +33,9 @@ OmegaConf.register_new_resolver("div", divide, replace=True)
 
 
 def read_config(run_dir: str | Path) -> DictConfig:
-    """The configuration of a run as it was composed, interpolations kept.
+    """The configuration of a run, with interpolations unresolved.
 
-    Args:
-        run_dir: A run folder.
-
-    Returns:
-        All keys but `hydra`, `trust` and `defaults`, which only the command line and this package's own files may set.
+    Keys that only the command line and this package's own files may set are dropped: `hydra`, `trust`, `defaults`.
 
     Raises:
         FileNotFoundError: if the folder has no configuration.
@@ -58,7 +50,7 @@ def read_config(run_dir: str | Path) -> DictConfig:
     try:
         config = OmegaConf.load(path)
         tree: Any = OmegaConf.to_container(config)
-    except Exception as error:  # the YAML reader has errors of many kinds
+    except Exception as error:  # the YAML reader raises errors of several libraries
         raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(config, DictConfig):
         raise ValueError(f"{path} holds a list, not the keys of a configuration")
@@ -83,11 +75,7 @@ def texts(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def check_interpolations(path: Path, key: str, value: str) -> None:
-    """Refuse a value that calls a function outside `RESOLVERS`.
-
-    Raises:
-        RefusedConfigError: naming the file and the key.
-    """
+    """Raise RefusedConfigError if a value calls a function outside `RESOLVERS`."""
     if "${" not in value:
         return
     try:
@@ -108,11 +96,13 @@ def check_interpolations(path: Path, key: str, value: str) -> None:
 
 
 def pin(config: DictConfig, section: str) -> None:
-    """Replace what a section takes from other sections by its present value, so that those can be exchanged.
+    """Make a section independent of the other sections: interpolations that refer to them become their present values.
+
+    For example `model` refers to the data for its number of classes; pinned, it keeps that number for other data.
 
     Args:
-        config: A whole configuration; changed.
-        section: Name of the section: `model` takes its number of classes from the data.
+        config: A whole configuration, changed in place.
+        section: Name of the section, such as `model`.
     """
     container = OmegaConf.to_container(config[section])
     for key, value in texts(container):

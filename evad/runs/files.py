@@ -1,4 +1,4 @@
-"""Names of the files in a run folder, and its record; imports nothing heavy.
+"""The files in a run folder, and its record. Imports nothing that is slow to load.
 
 A run folder holds `config.yaml` (as composed, with interpolations), `config.resolved.yaml`, `metrics.csv`,
 `classes.json` (action id -> name, one entry per model output), `checkpoints/last.ckpt`, `checkpoints/best.ckpt`, a log
@@ -6,12 +6,12 @@ and `run.json`, the record of how the run went:
 
     status       "running" (or killed), "finished" or "failed"
     overrides    what the command line changed: ["model.keep_rate=0.7", "seed=0"]
-    config       digest of the configuration, without what does not change the result
+    config       digest of the configuration, without the keys that do not change the result
     attempts     1, and one more for every time the run was started again
     seconds      wall time of the last attempt
     value        what `train` returned: the best value of `optimized_metric`
     best         {"epoch": ..., "val/mAP": ..., ...} of the epoch with the highest val/mAP
-    error        of a failed run
+    error        message of the error that ended a failed run
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ WANDB_ID = "wandb.id"
 
 
 def metric_files(run_dir: Path) -> list[Path]:
-    """Where a run logged its values: parts kept by a resume (`metrics.0.csv`, ...) first, then `metrics.csv`."""
+    """Files with a run's logged values, oldest first: `metrics.0.csv`, ... (backed up by a resume), `metrics.csv`."""
     earlier = [path for path in run_dir.glob("metrics.*.csv") if path.suffixes[0][1:].isdecimal()]
     parts = [*sorted(earlier, key=lambda path: int(path.suffixes[0][1:])), run_dir / METRICS]
     return [part for part in parts if part.is_file()]
 
 
 def replace(path: Path, text: str) -> None:
-    """Write a file in one step, so that a reader or another writer never sees half of it."""
+    """Replace a file in one step, so that other processes never see half of it."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(text)
     draft.replace(path)

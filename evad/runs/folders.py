@@ -1,6 +1,6 @@
-"""Read run folders: where they are, what each run was told to do, and what it reached.
+"""Find and read run folders: settings, logged values, record.
 
-A broken run is not an error here: what cannot be read becomes a sentence in `RunFolder.problems`.
+A broken run is not an error here: every file that cannot be read becomes a sentence in `RunFolder.problems`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from evad.runs.files import CLASSES, CONFIG, METRICS, RECORD, REPORT, RESOLVED, 
 from evad.runs.names import plain_value, split_override
 
 BELOW_A_RUN = ("checkpoints", "eval", "predict", "wandb")
-"""Folders inside a run that hold no runs of their own."""
-
+"""Folders inside a run that are not searched for further runs."""
 
 READERS: dict[str, Callable[[Path], Any]] = {
     ".json": lambda path: json.loads(path.read_text()),
@@ -31,17 +30,17 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 @dataclass
 class RunFolder:
-    """One run as found on disk.
+    """The content of a run folder.
 
     Attributes:
-        path: Its folder.
+        path: The run folder.
         config: `config.resolved.yaml`, or `config.yaml` with its interpolations if the former is missing.
-        metrics: All logged values, one row per logging call, those from before a resume first; may be empty.
+        metrics: All logged values, oldest first, one row per logging call; may be empty.
         record: Content of `run.json`; may be empty.
-        overrides: Key -> value on the command line.
-        choices: Chosen option of each config group.
+        overrides: Key -> value of every override on the command line.
+        choices: Config group -> chosen option.
         classes: Action id -> name.
-        problems: What is missing or broken, in sentences.
+        problems: One sentence for each missing or broken file.
     """
 
     path: Path
@@ -54,7 +53,7 @@ class RunFolder:
     problems: list[str] = field(default_factory=list)
 
     def setting(self, key: str) -> Any:
-        """Value at a dotted key of the configuration, or on the command line if there is none; None if not set."""
+        """Value of a dotted key; from the command line if the run has no configuration, None if it is not set."""
         if not self.config:
             return parsed(self.overrides.get(key, "null"))
         node: Any = self.config
@@ -65,7 +64,7 @@ class RunFolder:
         return node
 
     def column(self, name: str) -> pd.Series:
-        """Logged values of one name by epoch (from 0); the later value if a resumed run repeated an epoch."""
+        """Logged values of one name by epoch (from 0). If a resumed run repeated an epoch, the later value counts."""
         if not {name, "epoch"} <= set(self.metrics.columns):
             return pd.Series(dtype=float)
         values = pd.to_numeric(self.metrics[name], errors="coerce")
@@ -76,7 +75,7 @@ class RunFolder:
 
     @property
     def status(self) -> str:
-        """As the run recorded it: finished, failed, or running (also if it was killed); unknown without a record."""
+        """finished, failed, running (also if the run was killed), or unknown if there is no record."""
         return str(self.record.get("status", "unknown"))
 
     @property
@@ -92,17 +91,17 @@ class RunFolder:
         return {name: float(value) for name, value in found.items() if value is not None}
 
     def lacks(self, what: str) -> None:
-        """Note what is missing, unless the run ended with an error, which is the reason."""
+        """Add a problem, unless the run failed: then its error explains what is missing."""
         if not self.record.get("error"):
             self.problems.append(what)
 
 
 def parsed(text: str) -> Any:
-    """A value of the command line as a configuration would have it."""
+    """A value of the command line as YAML reads it: `0.7` is a number."""
     try:
         values: Any = OmegaConf.to_container(OmegaConf.create(f"[{text}]"))
         return values[0]
-    except Exception:  # what Hydra reads but YAML does not
+    except Exception:  # not every value that Hydra accepts is valid YAML
         return text
 
 
@@ -144,7 +143,7 @@ def natural(path: Path) -> list[tuple[bool, int, str]]:
 
 
 def read_folder(path: Path) -> RunFolder:
-    """Read everything that a run left and that can be read."""
+    """Read everything in a run folder that can be read."""
     run = RunFolder(path)
     read_settings(run)
     run.metrics = read_parts(run)
@@ -179,7 +178,7 @@ def load(run: RunFolder, path: Path, kind: type) -> Any:
     """Content of a YAML, JSON or csv file; if it is broken, note the problem and return an empty `kind`."""
     try:
         content = READERS[path.suffix](path)
-    except Exception as error:  # whatever the readers raise for a broken file: the run still gets its row
+    except Exception as error:  # readers raise many kinds; a broken file must not hide the run
         run.problems.append(f"{path.name} cannot be read: {str(error).splitlines()[0]}")
         return kind()
     if not isinstance(content, kind):
@@ -189,7 +188,7 @@ def load(run: RunFolder, path: Path, kind: type) -> Any:
 
 
 def read_parts(run: RunFolder) -> pd.DataFrame:
-    """All logged values; a file that cannot be read becomes a problem, the others still count."""
+    """All logged values; a file that cannot be read becomes a problem and is left out."""
     tables = [load(run, part, pd.DataFrame) for part in metric_files(run.path)]
     if not (run.path / METRICS).is_file():
         run.lacks(f"{METRICS} is missing")
@@ -197,12 +196,12 @@ def read_parts(run: RunFolder) -> pd.DataFrame:
 
 
 def read_metrics(run_dir: Path) -> pd.DataFrame:
-    """All logged values of a run, those from before a resume first; files that cannot be read are left out."""
+    """All logged values of a run, oldest first; files that cannot be read are left out."""
     return read_parts(RunFolder(run_dir))
 
 
 def best_epoch(run_dir: Path) -> dict[str, float]:
-    """Epoch with the highest val/mAP and its scores, without those of single classes; {} if there is none."""
+    """Epoch with the highest val/mAP and its scores, without AP per class; {} if the run was never validated."""
     run = RunFolder(run_dir, metrics=read_metrics(run_dir))
     if (epoch := run.best_epoch) is None:
         return {}
@@ -210,16 +209,12 @@ def best_epoch(run_dir: Path) -> dict[str, float]:
 
 
 def evaluation_files(run_dir: Path) -> list[Path]:
-    """The metrics.json of every evaluation in a run, in the order of their folders."""
+    """The metrics.json of every evaluation in a run, sorted by path."""
     return sorted((run_dir / "eval").rglob(REPORT))
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """Content of the metrics.json of an evaluation.
-
-    Raises:
-        ValueError: if it is another kind of file.
-    """
+    """Content of the metrics.json of an evaluation; ValueError if the file is not one."""
     try:
         report = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""What runs are called, and when two of them are the same: names and digests of what they train."""
+"""Names of a sweep's jobs, and digests that are equal for runs that would give the same result."""
 
 from __future__ import annotations
 
@@ -13,17 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 
 WITHOUT_EFFECT = (
     "sweep",
-    "ablation",  # only lists values, which are overrides of the jobs
+    "ablation",  # lists values, which become overrides of the jobs
     "resume",
     "check",
     "logger",
     "callbacks",
     "paths",
-    "examples",  # of evad.eval; the next ones are options of the commands they are named after
-    "decompose",
-    "predict",
-    "export",
-    "benchmark",
     "data.num_workers",
     "data.pin_memory",
     "trainer.log_every_n_steps",
@@ -35,12 +30,12 @@ LONGEST_NAME = 150
 
 
 def is_without_effect(key: str) -> bool:
-    """Whether an override of this group or key leaves a run the same."""
+    """Whether this group or key has no effect on the result of training."""
     return any(key == name or key.startswith((f"{name}.", f"{name}/")) for name in WITHOUT_EFFECT)
 
 
 def split_override(override: str) -> tuple[str, str]:
-    """Key and value of `model.keep_rate=0.7`, also with the signs Hydra allows before the key."""
+    """Key and value of an override such as `model.keep_rate=0.7`, without Hydra's signs `+` and `~`."""
     key, _, value = override.lstrip("+~").partition("=")
     return key, value
 
@@ -48,15 +43,15 @@ def split_override(override: str) -> tuple[str, str]:
 def job_name(overrides: Sequence[str], constant: Collection[str] = (), with_digest: bool = False) -> str:
     """Name the folder of a sweep's job after what the sweep changes, such as `keep_rate-0.7+seed-0`.
 
-    The order of the overrides does not matter: `model` and its parts come first, then the others by key. A key is
-    shortened to its last part unless two keys share it. Keys without effect are left out. The name needs no quotes in a
-    shell or in `ckpt_path=...`. A digest of all overrides is added where these rules could give two jobs the same name,
-    and where the name would be too long.
+    The order of the overrides does not matter: keys of `model` come first, then the others in alphabetical order. A key
+    is shortened to its last part unless two keys share it. Keys without effect are left out. The name needs no quotes
+    in a shell or in `ckpt_path=...`. A digest of all overrides is added if two jobs could get the same name otherwise,
+    or if the name is too long.
 
     Args:
-        overrides: Those of the job, as on the command line.
+        overrides: Overrides of the job.
         constant: Keys that the name leaves out, because all jobs of the sweep share their value.
-        with_digest: Add the digest in any case: the folder also has jobs for which those keys have other values.
+        with_digest: Always add the digest, because the folder has other jobs with other values of the constant keys.
     """
     pairs = sorted(pair for pair in map(split_override, overrides) if not is_without_effect(pair[0]))
     named = [pair for pair in pairs if pair[0] not in constant]
@@ -72,7 +67,7 @@ def job_name(overrides: Sequence[str], constant: Collection[str] = (), with_dige
 
 
 def last_part(key: str) -> str:
-    """`keep_rate` for `model.keep_rate`, `pruning` for `model/pruning`, `encoder.drop_path` for keys further down."""
+    """`keep_rate` for `model.keep_rate`, `pruning` for `model/pruning`, but two parts for longer keys."""
     parts = re.split(r"[./@]", key)
     return ".".join(parts[-2:] if len(parts) > 2 else parts[-1:])
 
@@ -86,7 +81,7 @@ def plain_value(value: str) -> str:
 
 
 def config_digest(cfg: DictConfig) -> str:
-    """A short text that is equal for configurations, as composed, that train the same, wherever the data is stored."""
+    """A digest that ignores the keys without effect and the place of the data; `cfg` is not resolved."""
     tree: Any = OmegaConf.to_container(cfg)
     for key in (*WITHOUT_EFFECT, "data.root"):
         *parents, name = key.split(".")

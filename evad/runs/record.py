@@ -1,4 +1,4 @@
-"""Write what a run folder says about its run: the configuration and `run.json` (see `evad.runs.files`)."""
+"""Write the configuration and the record `run.json` into a run folder (see `evad.runs.files`)."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ from evad.runs.folders import best_epoch
 
 
 def is_first_process() -> bool:
-    """Whether this process writes to the run folder: the first one, where a run has a process per device."""
+    """Whether this process writes to the run folder; with several devices only the process of the first one does."""
     local = ("LOCAL_RANK", "NODE_RANK") if "LOCAL_RANK" in os.environ else ("SLURM_PROCID",)
     names = ("RANK",) if "RANK" in os.environ else local
     return all(os.environ.get(name, "0") == "0" for name in names)
 
 
 def save_config(cfg: DictConfig, run_dir: Path) -> None:
-    """Write the run's configuration, with interpolations and resolved."""
+    """Write the run's configuration twice: with interpolations, and resolved."""
     if is_first_process():
         OmegaConf.save(cfg, run_dir / CONFIG)
         OmegaConf.save(cfg, run_dir / RESOLVED, resolve=True)
 
 
 def write_record(run_dir: Path, record: dict[str, Any]) -> None:
-    """Write `run.json`."""
     if is_first_process():
         replace(run_dir / RECORD, json.dumps(record, indent=2) + "\n")
 
@@ -42,11 +41,11 @@ def recorded(run_dir: Path, overrides: list[str], digest: str) -> Iterator[dict[
 
     Args:
         run_dir: The run folder.
-        overrides: Task overrides of the command line.
-        digest: By `evad.runs.names.config_digest`.
+        overrides: Overrides of the command line.
+        digest: Digest of the configuration (`evad.runs.names.config_digest`).
 
     Yields:
-        The record; the run adds its `value`.
+        The record, to which the run adds its `value`.
     """
     attempts = read_record(run_dir).get("attempts", 0) + 1
     record: dict[str, Any] = {"status": "running", "overrides": overrides, "config": digest, "attempts": attempts}

@@ -1,4 +1,4 @@
-"""What Hydra calls between the jobs of a sweep: names for the jobs, a summary, and an error if jobs are unfinished."""
+"""Hydra's callback for sweeps: it names the jobs, summarises them, and reports the unfinished ones as an error."""
 
 from __future__ import annotations
 
@@ -19,18 +19,14 @@ from evad.sweeps.jobs import log
 from evad.sweeps.summary import cause, write_summary
 
 SWEEP = "sweep.json"
-"""What the names in a sweep's folder leave out: {key: value} of the folder's first sweep."""
+"""File with the keys that the names in a sweep's folder leave out: {key: value} of the folder's first sweep."""
 
 
 class SweepCallback(Callback):
     """Keeps a sweep in one folder with an up-to-date summary, and ends it with an error if jobs are not finished."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Give every job the sweep's folder (its own configuration may have another `name`) and a readable name in it.
-
-        Raises:
-            SystemExit: if values are listed for a key that is not part of the jobs' names.
-        """
+        """Give all jobs the same sweep folder and readable names; SystemExit if a key without effect is swept."""
         hydra = config.hydra
         params = OmegaConf.select(hydra, "sweeper.params") or {}  # as conf/ablation lists them; the command line wins
         texts = [*(f"{key}={value}" for key, value in params.items()), *hydra.overrides.task]
@@ -53,14 +49,10 @@ class SweepCallback(Callback):
             write_summary(Path(config.hydra.sweep.dir))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Summarise, and name the jobs that are not finished.
-
-        Raises:
-            SystemExit: if there are any.
-        """
+        """Summarise the sweep; SystemExit if jobs are not finished, after their causes were logged."""
         folder = Path(config.hydra.sweep.dir)
         jobs = write_summary(folder)
-        if not len(jobs):  # another command than training
+        if not len(jobs):  # nothing was trained
             return
         log.info("summary of %d jobs: %s", len(jobs), folder / "summary.md")
         broken = jobs[jobs["status"] != "finished"]
@@ -76,15 +68,15 @@ class SweepCallback(Callback):
 def constant_keys(folder: Path, overrides: Sequence[Override]) -> tuple[list[str], bool]:
     """Decide which keys the names of a sweep's jobs leave out.
 
-    In a folder's first sweep these are the keys with one value for all jobs (none if every key has one value). In later
-    sweeps they are the keys that the first one left out too, as far as they have the same value.
+    In a folder's first sweep these are the keys with one value for all jobs; none if no key has several values. In
+    later sweeps they are the keys that the first one left out, if they still have the same value.
 
     Args:
-        folder: The sweep's folder, where the first sweep is noted.
-        overrides: Of the whole sweep; a later one replaces an earlier one of the same key.
+        folder: The sweep's folder; the decision of its first sweep is stored there.
+        overrides: Overrides of the whole sweep. If a key occurs twice, the later override counts.
 
     Returns:
-        The keys, and whether the names need a digest because a value of the first sweep is not set in this one.
+        The keys, and whether the names need a digest because this sweep does not set a key that the first one left out.
     """
     parsed = {split_override(one.get_key_element())[0]: one for one in overrides}
     parsed = {key: one for key, one in sorted(parsed.items()) if not is_without_effect(key)}

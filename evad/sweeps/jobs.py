@@ -1,7 +1,7 @@
-"""Jobs of a sweep: finished ones are skipped, broken ones resume, and a failure does not stop the others.
+"""Jobs of a sweep: finished jobs are skipped, interrupted ones resume, and a failure does not stop the others.
 
 A sweep is a folder of run folders named by their overrides (`evad.runs.names.job_name`). Hydra starts every job of the
-command line; what is to be done with it is decided here, by the `run.json` in its folder.
+command line; the `run.json` in the job's folder then decides whether to train, resume or skip it.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ log = logging.getLogger(__name__)
 LOCK = ".lock"
 
 JOB = "EVAD_SWEEP_JOB"
-"""Environment variable: the job under way, for the processes that Lightning starts for further devices (DDP)."""
+"""Environment variable with the current job, for the processes that Lightning starts for further devices (DDP)."""
 
 
 def sweep_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run_dir: Path) -> float | None:
-    """Do what is left to do of one job.
+    """Train, resume or skip one job.
 
     Args:
         run: Trains, records the outcome in `run.json` and returns the objective.
@@ -41,7 +41,8 @@ def sweep_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run_di
         run_dir: The job's folder.
 
     Returns:
-        The objective, of the earlier run if that was finished; None if the job failed: a failed trial for Optuna.
+        The objective, which is read from `run.json` if the job is finished. None if the job failed; Optuna then counts
+        a failed trial.
     """
     try:
         with FileLock(run_dir / LOCK, timeout=0):
@@ -52,13 +53,13 @@ def sweep_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run_di
 
 
 def locked_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run_dir: Path) -> float | None:
-    """`sweep_job` in the only process that may write to the folder."""
+    """`sweep_job`, while this process holds the lock of the folder."""
     record = read_record(run_dir)
     same = record.get("config") == config_digest(cfg)
     if record.get("status") == "finished":
         log.info("skipped: %s is finished", run_dir)
         if not same:
-            log.warning("%s was trained with other defaults than today's; delete it to train it again", run_dir)
+            log.warning("%s was trained with other settings; to train it with the current ones, delete it", run_dir)
         return record.get("value")
     if record and same and (run_dir / "checkpoints" / "last.ckpt").is_file():
         log.info("resuming %s, which %s", run_dir, "failed" if record["status"] == "failed" else "was killed")
@@ -76,10 +77,10 @@ def locked_job(run: Callable[[DictConfig], float | None], cfg: DictConfig, run_d
 
 @contextmanager
 def separate_job(command: dict[str, str | None]) -> Iterator[None]:
-    """Clean up before the next job in this process: memory that would count as its own, and Lightning's DDP settings.
+    """Context of a job that cleans up for the next job in this process: Lightning's DDP settings, freed memory.
 
     Args:
-        command: What `job_of_further_rank` needs.
+        command: Overrides of the job, for `job_of_further_rank`.
     """
     names = (JOB, "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     before = {name: os.environ[name] for name in names if name in os.environ}
@@ -97,7 +98,7 @@ def separate_job(command: dict[str, str | None]) -> Iterator[None]:
 
 
 def continued(cfg: DictConfig, run_dir: Path) -> DictConfig:
-    """The run's own configuration, which `init_from` may have changed, with today's values of keys without effect."""
+    """The saved configuration, which `init_from` may have changed, with the current values of keys without effect."""
     saved = read_config(run_dir)
     for key in (*WITHOUT_EFFECT, "data.root", "trust"):
         if (value := OmegaConf.select(cfg, key)) is not None:
@@ -107,9 +108,9 @@ def continued(cfg: DictConfig, run_dir: Path) -> DictConfig:
 
 
 def job_of_further_rank() -> dict[str, str] | None:
-    """Overrides of the one job that a further device's process is to join, None for all other processes.
+    """Overrides of the job that this process has to join if Lightning started it for a further device, otherwise None.
 
-    Lightning gives these processes the command line of the first one, which would start the whole sweep.
+    Such a process has the command line of the first one, which would start the whole sweep again.
     """
     if JOB not in os.environ or "LOCAL_RANK" not in os.environ:
         return None
@@ -119,7 +120,7 @@ def job_of_further_rank() -> dict[str, str] | None:
 
 
 def clear(run_dir: Path) -> None:
-    """Remove what an attempt left that a later one would be mistaken for."""
+    """Remove the results of an earlier attempt, so that they are not mixed with new ones."""
     for folder in ("checkpoints", "eval"):
         shutil.rmtree(run_dir / folder, ignore_errors=True)
     for path in [*run_dir.glob("metrics*.csv"), run_dir / "learning_curve.png", run_dir / WANDB_ID]:

@@ -15,17 +15,14 @@ from evad.runs.files import RECORD, replace
 from evad.runs.names import last_part
 
 MEASURES = ("mAP_best", "mAP_last", "person_AP_best", "gflops", "train_clips_per_s", "peak_memory_mb")
-"""GFLOPs are the paper's: 10^9 multiply-accumulates of one clip."""
+"""Columns of a summary. As in the paper, a GFLOP is 10^9 multiply-accumulates; they are counted for one clip."""
 
 
 def read_jobs(folders: Iterable[Path]) -> pd.DataFrame:
-    """Read one row per job of one or several sweeps, finished or not; none if nothing was trained.
-
-    Args:
-        folders: Sweep folders.
+    """Read one row per job, finished or not, of sweep folders; an empty table if nothing was trained.
 
     Returns:
-        Columns of `read_runs`: `run`, `status`, the settings that vary (by the last part of their key, unless two
+        Columns of `read_runs`: `run`, `status`, the settings that vary (named by the last part of their key, unless two
         share it), `seed`, `MEASURES`, `best_epoch`, `seconds`, `attempts` and `problems`.
     """
     runs = sorted(path.parent for folder in folders for path in folder.glob(f"*/{RECORD}"))
@@ -59,11 +56,7 @@ def cause(job: dict[Any, Any]) -> str:
 
 
 def write_summary(folder: Path) -> pd.DataFrame:
-    """Write `summary.csv` (a row per job) and `summary.md` into a sweep's folder, if it has any job.
-
-    Returns:
-        What `read_jobs` found.
-    """
+    """Write `summary.csv` and `summary.md` into a sweep's folder if it has a job; returns the result of `read_jobs`."""
     jobs = read_jobs([folder])
     if len(jobs):
         replace(folder / "summary.csv", jobs.assign(run=[Path(run).name for run in jobs["run"]]).to_csv(index=False))

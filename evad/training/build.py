@@ -1,4 +1,4 @@
-"""From a composed configuration to the objects of a run."""
+"""Build the objects of a run from its configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from evad.training.module import EVADModule
 
 
 def absolute_paths(cfg: DictConfig) -> None:
-    """Make paths absolute, so that the saved configuration works from any directory."""
+    """Make all paths absolute, so that the saved configuration works from any directory."""
     with open_dict(cfg):
         cfg.paths.data = str(Path(cfg.paths.data).absolute())
         if not OmegaConf.is_interpolation(cfg.data, "root"):
@@ -26,7 +26,6 @@ def absolute_paths(cfg: DictConfig) -> None:
 
 
 def build_module(cfg: DictConfig) -> EVADModule:
-    """The LightningModule that a configuration describes."""
     return EVADModule(
         model=build_model(cfg),
         criterion=build_criterion(cfg),
@@ -38,10 +37,10 @@ def build_module(cfg: DictConfig) -> EVADModule:
 
 
 def build_datamodule(cfg: DictConfig) -> ActionDataModule:
-    """The DataModule that a configuration describes; `data.num_classes` becomes a number where it was null.
+    """The DataModule of a configuration. If `data.num_classes` is null, it is set to the number of annotated classes.
 
     Raises:
-        ValueError, OSError: if classes have to be counted in annotations that cannot be read.
+        ValueError, OSError: if the annotations cannot be read.
     """
     datamodule = build_part(cfg, "data")
     if cfg.data.num_classes is None:
@@ -50,11 +49,11 @@ def build_datamodule(cfg: DictConfig) -> ActionDataModule:
 
 
 def build_trainer(cfg: DictConfig, **changes: Any) -> L.Trainer:
-    """Trainer with the configuration's callbacks and loggers, on a device made ready for it.
+    """The Trainer of a configuration with its callbacks and loggers; also prepares the device.
 
     Args:
-        cfg: Composed configuration.
-        **changes: Trainer arguments that replace the configuration's.
+        cfg: The whole configuration.
+        **changes: Trainer arguments that replace the configured ones.
     """
     quiet_lightning()
     trust = cfg.get("trust")
@@ -64,7 +63,7 @@ def build_trainer(cfg: DictConfig, **changes: Any) -> L.Trainer:
     if "logger" not in changes:
         changes["logger"] = [build(logger, trust) for logger in cfg.logger.values() if logger]
     options: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
-    progress = bool(cfg.callbacks.get("progress"))  # else Lightning would add a progress bar of its own
+    progress = bool(cfg.callbacks.get("progress"))  # if None were passed, Lightning would add its own progress bar
     make = build({**options, "_partial_": True}, trust)
     trainer = make(callbacks=callbacks, enable_progress_bar=progress, **changes)
     prepare(trainer.strategy.root_device, cfg.trainer.precision, cfg.matmul_precision)

@@ -1,4 +1,4 @@
-"""What a run reports besides losses and AP: cost, speed, memory, class names; W&B; which of Lightning's messages."""
+"""Callbacks and loggers: cost, speed and memory of training, class names, W&B, and a filter of Lightning's messages."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class EfficiencyMonitor(Callback):
     """Logs GFLOPs of the detector, training speed and peak memory once per epoch.
 
     GFLOPs follow the paper's convention: 10^9 multiply-accumulates for one clip, counted at the size of the first
-    training batch. Memory is the peak of the epoch. In later jobs of a sweep it is NaN if the process cannot reset the
-    peak of the earlier jobs.
+    training batch. Memory is the peak of the epoch; NaN in later jobs of a sweep if the peak of the earlier jobs cannot
+    be reset.
     """
 
     process_has_trained = False
@@ -51,7 +51,7 @@ class EfficiencyMonitor(Callback):
             self.gflops = sum(paper_macs(module.model, *batch.clips.shape[2:]).values()) / 1e9
             millions = sum(parameter.numel() for parameter in module.parameters()) / 1e6
             size = " x ".join(map(str, batch.clips.shape[2:]))
-            # In place of Lightning's table, and printed by the module so that the line does not cut the progress bar.
+            # Replaces Lightning's summary table. The module prints it, so that the progress bar stays intact.
             module.print(f"detector: {millions:.1f} M parameters, {self.gflops:.1f} GFLOPs for a clip of {size}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -92,11 +92,11 @@ def wandb_logger(save_dir: str, mode: str = "offline", **options: Any) -> WandbL
     Args:
         save_dir: Folder in which `wandb/` is created.
         mode: `offline` or `online`; offline runs can be uploaded later with `wandb sync`.
-        **options: `project`, `name`, `group`, `tags` and so on, for `wandb.init`. If there is no `id`, a resumed run
-            is also resumed in W&B.
+        **options: Options of `wandb.init` such as `project`, `name`, `group`, `tags`. Without an `id`, a resumed run is
+            resumed in W&B too.
 
     Raises:
-        ValueError: for another mode.
+        ValueError: if `mode` is neither.
     """
     if mode not in ("offline", "online"):
         raise ValueError(f"logger.wandb.mode {mode!r} is neither 'offline' nor 'online'")
@@ -105,7 +105,7 @@ def wandb_logger(save_dir: str, mode: str = "offline", **options: Any) -> WandbL
 
 
 def wandb_id(run_dir: Path) -> str | None:
-    """W&B's id of the run in a folder, created at its first start; None in processes that do not log."""
+    """W&B's id of the run in a folder, created when the run first starts; None in processes that do not log."""
     path = run_dir / WANDB_ID
     if not path.is_file() and getattr(rank_zero_only, "rank", 0) == 0:
         from wandb.sdk.lib.runid import generate_id
@@ -117,13 +117,13 @@ def wandb_id(run_dir: Path) -> str | None:
 
 def finish_wandb() -> None:
     """Close the W&B run if there is one, also after a failure, so that the next job of a sweep starts its own."""
-    wandb = sys.modules.get("wandb")  # where nothing imported it, there is no run
+    wandb = sys.modules.get("wandb")  # if it was not imported, there is no run to close
     if wandb is not None and wandb.run is not None:
         wandb.finish(exit_code=int(sys.exc_info()[0] is not None))
 
 
 def quiet_lightning() -> None:
-    """Drop Lightning's advertisements and the messages that every run of this package would print alike."""
+    """Hide Lightning's advertisements and the messages that are the same in every run."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_informative)
     for message in UNINFORMATIVE_WARNINGS:
         warnings.filterwarnings("ignore", message)
@@ -137,5 +137,5 @@ UNINFORMATIVE_WARNINGS = (
 
 
 def is_informative(record: logging.LogRecord) -> bool:
-    """Filter for Lightning's logger; a module-level function, since a logger keeps each filter once."""
+    """Filter for Lightning's logger. It is a module-level function, because a logger adds the same filter only once."""
     return not record.getMessage().startswith(UNINFORMATIVE_MESSAGES)

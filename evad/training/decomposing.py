@@ -17,36 +17,32 @@ from evad.training.module import EVADModule
 
 
 class DecomposingModule(EVADModule):
-    """An `EVADModule` whose validation also scores the actions of the annotated boxes.
-
-    After `Trainer.validate`, `decomposition()` says what limits the detector.
-    """
+    """Validates a detector and finds what limits it: call `Trainer.validate`, then `decomposition()`."""
 
     metric: KeyframeMetric
     true_box_metric: KeyframeMetric
 
     @classmethod
     def of(cls, module: EVADModule) -> DecomposingModule:
-        """The same detector with the same settings."""
+        """A copy of `module` with the same detector and settings."""
         return cls(module.model, module.criterion, module.recipe, module.postprocess, module.protocol)
 
     def setup(self, stage: str) -> None:
-        """Take the validation metric twice: for what is detected and for the annotated boxes."""
+        """Make two validation metrics: one for detections, one for the annotated boxes."""
         super().setup(stage)
         self.true_box_metric = deepcopy(self.metric)
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the detections of the last pass."""
         super().on_validation_epoch_start()
         self.true_box_metric.reset()
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        """Detections of a batch into one metric, its annotated boxes with the actions given to them into the other."""
+        """Update one metric with the detections, the other with the annotated boxes and their predicted actions."""
         encoded = self.model.encoder(batch.clips)
         located = self.model.localize(encoded, batch.sizes, batch.proposals)
         output = self.model.classify(encoded, located, located.boxes[-1], batch.sizes)
         self.metric.update(batch.keyframes, self.postprocess(output, batch.sizes, batch.original_sizes))
-        if isinstance(self.model.localization, ExternalBoxes):  # boxes are given anyway: give the annotated ones
+        if isinstance(self.model.localization, ExternalBoxes):  # it localizes nothing: give it the annotated boxes
             truth = [Proposals(target.boxes, torch.ones_like(target.boxes[:, 0])) for target in batch.targets]
             located = self.model.localize(encoded, batch.sizes, truth)
         boxes = located.boxes[-1]
@@ -57,7 +53,7 @@ class DecomposingModule(EVADModule):
         self.true_box_metric.update(batch.keyframes, true_detections(self.true_box_metric, batch, matches, scores))
 
     def decomposition(self) -> Decomposition:
-        """What the last validation found; collective: with several ranks all must call it."""
+        """Result of the last validation. With several processes, all of them must call this."""
         metric = self.metric
         with metric.sync_context():
             gathered = metric.gathered()
@@ -74,7 +70,7 @@ class DecomposingModule(EVADModule):
 
 
 def with_true_boxes(boxes: Tensor, targets: list[Target], matches: list[Match]) -> Tensor:
-    """Predicted boxes, those of matched queries replaced by the annotated box.
+    """Predicted boxes; matched queries get their annotated box instead.
 
     Args:
         boxes: (B, Q, 4) xyxy pixels of the resized, unpadded clip.
@@ -93,7 +89,7 @@ def true_detections(
     """The annotated persons of a batch as if they had been detected.
 
     Args:
-        metric: Knows the boxes as annotated; those of the targets went through resizing and clipping.
+        metric: Has the original boxes; those in the targets were resized and clipped.
         batch: B clips.
         matches: Per clip, query indices and box indices.
         action_scores: (B, Q, K) of all queries.

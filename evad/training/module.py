@@ -1,4 +1,4 @@
-"""Training and validation of the detector: step, weigh and sum losses, log, measure."""
+"""Training and validation of the detector as a LightningModule."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ class Recipe:
     """How the detector is optimized.
 
     Attributes:
-        optimizer: Parameter groups -> optimizer (lr and weight decay come with the groups).
+        optimizer: Parameter groups -> optimizer; each group has its lr and weight decay.
         schedule: Fractional epoch -> factor on every lr.
         base_lr: Learning rate at a global batch of `base_batch` clips; scaled linearly to the actual one.
         base_batch: Clips per optimizer step that `base_lr` is meant for.
-        weight_decay: For matrices; biases, norms and the mask token have none.
+        weight_decay: Weight decay of matrices; biases, norms and the mask token have none.
         head_lr_scale: Factor on the lr of localization heads and classification branch.
         loss_weights: Weight of each loss term.
         average_terms: Divide the weighted sum by the number of terms, as the released training does (24 for ViT-B).
-        teacher_epochs: Epochs in which actors matched to a ground-truth box read their features from that box.
+        teacher_epochs: For so many epochs, actors matched to a ground-truth box read their features from that box.
     """
 
     optimizer: Callable[..., torch.optim.Optimizer]
@@ -71,7 +71,7 @@ class EVADModule(L.LightningModule):
         criterion: Unweighted losses.
         recipe: How it is optimized.
         postprocess: Outputs -> detections.
-        protocol: Evaluation protocol handed to the data module's `build_metric`.
+        protocol: Evaluation protocol; None for the data set's default.
         compile: Compile the detector's layers with `torch.compile`.
     """
 
@@ -103,7 +103,6 @@ class EVADModule(L.LightningModule):
             self.metric = datamodule.build_metric(**options)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """Weighted loss of a batch."""
         output = self.run_with_teacher(batch) if self.uses_teacher() else self.run(batch)
         losses = self.criterion(output, batch.targets, batch.sizes)
         terms = self.weigh(losses)
@@ -112,7 +111,6 @@ class EVADModule(L.LightningModule):
         return loss
 
     def run(self, batch: Batch) -> EVADOutput:
-        """Forward pass."""
         return self.model(batch.clips, batch.sizes, batch.proposals)
 
     def uses_teacher(self) -> bool:
@@ -134,12 +132,12 @@ class EVADModule(L.LightningModule):
         return self.model.classify(encoded, located, actor_boxes, batch.sizes)
 
     def weigh(self, losses: Losses) -> Tensor:
-        """All weighted terms of all stages and blocks in one vector."""
+        """The weighted terms of all stages and blocks as one vector."""
         weights = asdict(self.recipe.loss_weights)
         return torch.cat([weight * getattr(losses, name) for name, weight in weights.items()])
 
     def log_losses(self, loss: Tensor, losses: Losses, batch_size: int) -> None:
-        """Total and unweighted terms; `last` means the last stage or block, which makes the prediction."""
+        """Log the total and the unweighted terms; `_last` is the last stage or block, which makes the prediction."""
         values = {"train/loss": loss.detach()}
         for name in asdict(self.recipe.loss_weights):
             term = getattr(losses, name).detach()
@@ -150,7 +148,7 @@ class EVADModule(L.LightningModule):
         self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=batch_size)
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        """Detections of a batch into the metric."""
+        """Add the detections of a batch to the metric."""
         assert self.metric is not None
         self.metric.update(batch.keyframes, self.detect(batch))
 
@@ -159,7 +157,7 @@ class EVADModule(L.LightningModule):
         return self.postprocess(self.run(batch), batch.sizes, batch.original_sizes)
 
     def on_validation_epoch_end(self) -> None:
-        """Log mAP, person AP and AP per class; explain an mAP of 0."""
+        """Log mAP, person AP and AP per class; if mAP is 0, explain it (on the first process only)."""
         assert self.metric is not None
         scores = self.metric.compute()
         values = {f"val/{name}": value.to(self.device) for name, value in scores.items()}
@@ -167,18 +165,17 @@ class EVADModule(L.LightningModule):
             steps = self.global_step if self.trainer.state.fn == TrainerFn.FITTING else None
             found = getattr(self.trainer.datamodule, "findings", [])  # type: ignore[attr-defined]
             log.warning("%s", explain_zero_map(found, *self.metric.counts, steps=steps))  # type: ignore[misc]
-        several = self.trainer.world_size > 1  # the metric has gathered already; this only satisfies the logger
+        several = self.trainer.world_size > 1  # values are equal on all devices, but without this Lightning warns
         self.log_dict(values, sync_dist=several)
         self.log("mAP", values["val/mAP"], prog_bar=True, logger=False, sync_dist=several)
         self.scores = {name: float(value) for name, value in scores.items()}
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the detections of the last pass."""
         assert self.metric is not None
         self.metric.reset()
 
     def configure_optimizers(self) -> Any:
-        """Optimizer over the recipe's groups with the lr scaled to the global batch, schedule by step."""
+        """Optimizer with the lr scaled to the global batch, and a schedule that is updated every step."""
         recipe = self.recipe
         batch = self.global_batch()
         lr = recipe.base_lr * batch / recipe.base_batch
@@ -195,7 +192,7 @@ class EVADModule(L.LightningModule):
         return batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def steps_per_epoch(self) -> int:
-        """Optimizer steps per epoch, however long the training is."""
+        """Optimizer steps per epoch; does not depend on max_epochs or max_steps."""
         if self.trainer.train_dataloader is None:
             self.trainer.fit_loop.setup_data()
         return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-# Newly added heads learn faster than the pretrained encoder (released recipe: `det_head.*` at 8 times the lr). The
-# pyramid and the query embeddings do not belong to them.
+# Newly added heads learn faster than the pretrained encoder (released recipe: `det_head.*` at 8 times the lr). Pyramid
+# and query embeddings have the lr of the encoder.
 HEAD_PREFIXES = ("localization.heads.", "classification.")
 
 
@@ -19,7 +19,7 @@ def parameter_groups(model: nn.Module, lr: float, weight_decay: float, head_lr_s
     Args:
         model: The detector.
         lr: Learning rate of the encoder, pyramid and query embeddings.
-        weight_decay: For parameters with more than one dimension.
+        weight_decay: Weight decay of parameters with more than one dimension.
         head_lr_scale: Factor on the lr of localization heads and classification branch.
 
     Returns:
@@ -75,7 +75,7 @@ class CosineSchedule:
     """Linear warm-up from `warmup_factor`, then half a cosine down to `final_factor`.
 
     Args:
-        max_epochs: Epoch at which the lr arrives at its end.
+        max_epochs: Epoch at which the lr reaches `final_factor`.
         warmup_epochs: Length of the warm-up.
         warmup_factor: Share of the lr at step 0.
         final_factor: Share of the lr at the end.
