@@ -182,4 +182,4 @@ def groups_of(path: Path) -> list[str]:
     folders = [conf_dir() / name for name in names]
     inner = [inside for folder in folders if folder.is_dir() for inside in folder.iterdir() if inside.is_dir()]
     shown = (folder.relative_to(conf_dir()).as_posix() for folder in [*folders, *sorted(inner)] if folder.is_dir())
-    return [name for name in shown if name not in ("paths", "hydra")]
+    return [name for name in shown if name not in ("paths", "hydra", "data/common")]

@@ -130,7 +130,7 @@ def test_two_processes_report_the_metrics_of_one(workspace, short_training):
 
 def test_checkpoint_of_another_architecture_is_refused(run_dir, workspace):
     model = build_model(load_config(["experiment=mini", "model.decoder_depth=1", "model.net.classification.dim=32"]))
-    with pytest.raises(ValueError, match=r"another architecture.*unexpected.*other shape"):
+    with pytest.raises(ValueError, match=r"does not fit the configured model.*unexpected.*other shape"):
         load_weights(model, run_dir / "checkpoints/last.ckpt")
 
 
