@@ -28,7 +28,7 @@ from evad.analysis.figures import (
     training_cost,
 )
 from evad.analysis.open import OpenRun, first_pruning_run, open_run
-from evad.analysis.tables import change_table, class_gains, comparable, groups, markdown, varying
+from evad.analysis.tables import change_table, class_gains, comparable, groups, markdown, other_settings, varying
 from evad.analysis.token_figures import area_share_figure, attention_figure, survival_figure
 from evad.analysis.tokens import actor_attention, actors_of_interest, gt_area_shares, slice_images, token_survival
 from evad.structures import Batch
@@ -58,16 +58,15 @@ class Folder:
 
 def figures_of_runs(out: Folder, runs: pd.DataFrame) -> None:
     """Draw the effect of each setting that varies and the cost of training, and write table.md."""
-    for setting in varying(runs):
+    settings = varying(runs)
+    for setting in settings:
         out.draw(
             f"effect_{setting.replace('/', '_').replace('.', '_')}", lambda setting=setting: effect_of(runs, setting)
         )
     out.draw("training_cost", lambda: training_cost(runs))
-    settings = varying(runs)
     column = "keep_rate" if "keep_rate" in settings or not settings else settings[0]
-    by = [setting for setting in settings if setting not in (column, "name")]
     reference = 1.0 if column == "keep_rate" else runs[column].iloc[0]
-    table = change_table(runs, column, reference, by)
+    table = change_table(runs, column, reference, other_settings(runs, column))
     (out.path / "table.md").write_text(markdown(table) if len(table) else "No finished run.\n")
     out.made.append("table.md")
 

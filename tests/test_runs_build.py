@@ -36,7 +36,6 @@ def test_the_list_is_what_the_configuration_files_name():
 def test_parts_are_built_first_and_partial_ones_wait_for_their_arguments():
     tree = {
         "_target_": "evad.training.module.Recipe",
-        "_convert_": "all",
         "optimizer": {"_target_": "torch.optim.SGD", "_partial_": True, "momentum": 0.5},
         "schedule": {"_target_": "evad.training.optim.StepSchedule", "milestones": [1, 2]},
         **dict.fromkeys(("base_lr", "base_batch", "weight_decay", "head_lr_scale"), 1),

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from evad.analysis.tables import is_number
 from evad.runs.checkpoints import run_of_checkpoint
 from evad.runs.files import METRICS, REPORT, read_record
-from evad.runs.folders import natural, read_folder, read_report
+from evad.runs.folders import RunFolder, natural, read_folder, read_report, read_settings
 from evad.runs.names import split_override
 
 AP = "AP/"
@@ -86,7 +86,11 @@ def split_of_evaluation(folder: Path, checkpoint: Path) -> int | None:
     given = dict(map(split_override, map(str, OmegaConf.load(overrides)))) if overrides.is_file() else {}
     if "data.split" in given:
         return int(given["data.split"])
-    return read_folder(run_of_checkpoint(checkpoint)).setting("data.split") if checkpoint.is_file() else None
+    if not checkpoint.is_file():
+        return None
+    run = RunFolder(run_of_checkpoint(checkpoint))
+    read_settings(run)
+    return run.setting("data.split")
 
 
 def average(runs: list[Scores]) -> dict[str, Any]:

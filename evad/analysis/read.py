@@ -63,7 +63,16 @@ def read_runs(*folders: str | Path) -> pd.DataFrame:
         FileNotFoundError: if a folder does not exist.
         ValueError: if there is no run below a folder.
     """
-    runs = [read_folder(path) for path in find_runs(folders)]
+    return runs_table(read_folders(folders))
+
+
+def read_folders(folders: tuple[str | Path, ...]) -> list[RunFolder]:
+    """Every run found at or below some folders; errors as in `read_runs`."""
+    return [read_folder(path) for path in find_runs(folders)]
+
+
+def runs_table(runs: list[RunFolder]) -> pd.DataFrame:
+    """The table of `read_runs` for some runs."""
     swept = swept_keys(runs)
     frame = pd.DataFrame([row(run, swept) for run in runs])
     return frame.drop(columns=[part for part in PARTS if frame[part].isna().all()])
@@ -149,8 +158,13 @@ def per_class(*folders: str | Path) -> pd.DataFrame:
         `run` and `name` as in `read_runs`, `class`, `AP_last`, `AP_best` (in the epoch of the best mAP), in the order
         of class ids.
     """
+    return class_table(read_folders(folders))
+
+
+def class_table(runs: list[RunFolder]) -> pd.DataFrame:
+    """The table of `per_class` for some runs."""
     rows: list[tuple[Any, ...]] = []
-    for run in map(read_folder, find_runs(folders)):
+    for run in runs:
         best = run.scores(run.best_epoch) if run.best_epoch is not None else {}
         ids = [str(name).removeprefix("val/AP/") for name in run.metrics.columns if str(name).startswith("val/AP/")]
         for number in sorted(ids, key=lambda name: (not name.isdecimal(), name.zfill(9))):
@@ -167,8 +181,13 @@ def curves(*folders: str | Path) -> pd.DataFrame:
         `run`, `epoch` (finished epochs, from 1), `train_loss` (mean of the values logged in the epoch), `mAP`,
         `person_AP`.
     """
+    return curve_table(read_folders(folders))
+
+
+def curve_table(runs: list[RunFolder]) -> pd.DataFrame:
+    """The table of `curves` for some runs."""
     tables = [pd.DataFrame(columns=["run", "epoch", "train_loss", "mAP", "person_AP"])]
-    for run in map(read_folder, find_runs(folders)):
+    for run in runs:
         if len(table := curve(run)):
             tables.append(table)
     return pd.concat(tables[1:] or tables, ignore_index=True)
@@ -192,8 +211,13 @@ def evaluations(*folders: str | Path) -> pd.DataFrame:
         `run`, `evaluation` (its folder below the run), `keep_rate` (of the evaluation), `trained_keep_rate`, `gflops`
         and every score that is a single number; `problems` if the file could not be read.
     """
+    return evaluation_table(read_folders(folders))
+
+
+def evaluation_table(runs: list[RunFolder]) -> pd.DataFrame:
+    """The table of `evaluations` for some runs."""
     rows: list[dict[str, Any]] = []
-    for run in map(read_folder, find_runs(folders)):
+    for run in runs:
         common = {"run": run.path.as_posix(), "trained_keep_rate": plain(run.setting("model.keep_rate"))}
         for path in evaluation_files(run.path):
             one = {**common, "evaluation": path.parent.relative_to(run.path).as_posix(), "problems": ""}

@@ -22,8 +22,9 @@ class Summaries:
     @classmethod
     def of(cls, *folders: str | Path) -> Summaries:
         """Read the runs below `folders`; raises the errors of `read_runs`."""
-        readers = (tables.read_runs, tables.per_class, tables.curves, tables.evaluations)
-        return cls(*(read(*folders) for read in readers))
+        runs = tables.read_folders(folders)
+        parts = (tables.runs_table, tables.class_table, tables.curve_table, tables.evaluation_table)
+        return cls(*(table(runs) for table in parts))
 
     @classmethod
     def read(cls, folder: str | Path) -> Summaries:

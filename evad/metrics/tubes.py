@@ -89,7 +89,7 @@ def read_scored_tubes(path: str | Path, annotations: TubeAnnotations) -> ScoredT
         raise ValueError(f"{path} is truncated or not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected {{video: list of tubes}}")
-    numbers = {video: number for number, video in enumerate(annotations.nframes)}
+    numbers = video_numbers(annotations)
     tubes = [(video, tube) for video, group in content.items() for tube in group]
     known = [(video, tube) for video, tube in tubes if video in numbers]
     if len(known) < len(tubes):
@@ -126,9 +126,14 @@ def _checked_boxes(where: str, tube: Any, num_classes: int) -> np.ndarray:
     return rows
 
 
+def video_numbers(annotations: TubeAnnotations) -> dict[str, int]:
+    """The number of each video in arrays: its place in `annotations.nframes`."""
+    return {video: number for number, video in enumerate(annotations.nframes)}
+
+
 def ground_truth(annotations: TubeAnnotations, videos: Sequence[str]) -> Tubes:
-    """Annotated tubes of the given videos; a video's number is its place in `annotations.nframes`."""
-    numbers = {video: number for number, video in enumerate(annotations.nframes)}
+    """Annotated tubes of the given videos."""
+    numbers = video_numbers(annotations)
     tubes = [(numbers[video], tube) for video in videos for tube in annotations.tubes[video]]
     return Tubes(
         video=np.array([number for number, _ in tubes], dtype=np.int64),
@@ -169,17 +174,16 @@ def evaluate_split(
     linked, _ = link(link_candidates(found))
     scores["video_ap_linked"] = _named_video_scores(annotations.labels, tubes, linked)
     if given is not None:
-        numbers = {video: number for number, video in enumerate(annotations.nframes)}
+        numbers = video_numbers(annotations)
         in_split = given.select(np.isin(given.video, [numbers[video] for video in videos]))
         scores["video_ap_given"] = _named_video_scores(annotations.labels, tubes, in_split)
     return scores
 
 
 def scored_boxes(annotations: TubeAnnotations, rows: pd.DataFrame) -> ScoredFrameBoxes:
-    """Convert rows of a detections file; a video's number is its place in `annotations.nframes`."""
-    numbers = pd.Series(range(len(annotations.nframes)), index=list(annotations.nframes), dtype=np.int64)
+    """Convert rows of a detections file."""
     return ScoredFrameBoxes(
-        video=rows["video"].map(numbers).to_numpy(np.int64),
+        video=rows["video"].map(video_numbers(annotations)).to_numpy(np.int64),
         frame=rows["frame"].to_numpy(np.int64),
         label=rows["label"].to_numpy(np.int64),
         boxes=rows[BOX].to_numpy(np.float64),

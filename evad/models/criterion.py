@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import box_iou, generalized_box_iou, generalized_box_iou_loss
 
+from evad.models.roi import image_scale
 from evad.structures import EVADOutput, Target
 
 Match = tuple[Tensor, Tensor]  # query indices and box indices of one clip, both (m,) int64
@@ -33,11 +34,6 @@ class Losses:
     l1: Tensor
     giou: Tensor
     action: Tensor
-
-
-def image_scale(sizes: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, 2) height and width -> (B, 1, 4): W, H, W, H."""
-    return sizes.flip(1).to(dtype).repeat(1, 2).unsqueeze(1)
 
 
 def at_least_float32(value: Tensor) -> Tensor:

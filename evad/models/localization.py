@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from evad.models.attention import xavier_init
-from evad.models.roi import PyramidTable, pyramid_roi_align
+from evad.models.roi import PyramidTable, image_scale, pyramid_roi_align
 from evad.structures import Proposals
 
 
@@ -201,8 +201,7 @@ class LocalizationBranch(nn.Module):
             sizes: (B, 2) valid height and width in pixels.
             proposals: For `ExternalBoxes`, which can replace this branch; not used here.
         """
-        scale = sizes.flip(1).to(self.proposal_boxes.dtype).repeat(1, 2)  # (B, 4): W, H, W, H
-        boxes = cxcywh_to_xyxy(self.proposal_boxes) * scale.unsqueeze(1)
+        boxes = cxcywh_to_xyxy(self.proposal_boxes) * image_scale(sizes, self.proposal_boxes.dtype)
         queries = self.proposal_features.expand(len(sizes), -1, -1)
         table = PyramidTable.of([level.to(boxes.dtype) for level in levels], self.strides)
         all_logits, all_boxes = [], []

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from evad.models.roi import image_scale
 from evad.structures import Detections, EVADOutput
 
 
@@ -53,10 +54,8 @@ class PostProcess:
             Detections of the valid queries of each clip; boxes are clipped to the image; boxes outside are dropped.
         """
         persons, actions = self.scores(output)
-        scale = (original_sizes / sizes).flip(1).repeat(1, 2).unsqueeze(1)  # (B, 1, 4): x, y, x, y
-        limit = original_sizes.flip(1).repeat(1, 2).unsqueeze(1)
-        boxes = output.boxes[-1].float() * scale
-        boxes = torch.minimum(boxes.clamp(min=0), limit.to(boxes.dtype))
+        boxes = output.boxes[-1].float() * image_scale(original_sizes / sizes, torch.float32)
+        boxes = torch.minimum(boxes.clamp(min=0), image_scale(original_sizes, boxes.dtype))
         keep = persons >= self.person_threshold
         if self.keep_all_if_none:
             keep |= ~keep.any(dim=1, keepdim=True)

@@ -15,6 +15,11 @@ from torch import Tensor
 _FAR = 1e6  # pixels: further out than any image, and far from what overflows float32
 
 
+def image_scale(sizes: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, 2) height and width -> (B, 1, 4) width, height, width, height: the factors or limits of xyxy boxes."""
+    return sizes.flip(1).to(dtype).repeat(1, 2).unsqueeze(1)
+
+
 @dataclass(frozen=True)
 class PyramidTable:
     """All cells of a pyramid in one table, from which one gather reads boxes of every level.
@@ -196,5 +201,4 @@ def extend_boxes(boxes: Tensor, sizes: Tensor, extension: tuple[float, float]) -
     pad_x = (right - left + 1) * (extension[0] / 2)
     pad_y = (bottom - top + 1) * (extension[1] / 2)
     extended = torch.stack([left - pad_x, top - pad_y, right + pad_x, bottom + pad_y], dim=-1)
-    limit = (sizes.flip(1) - 1).to(boxes.dtype).repeat(1, 2).unsqueeze(1)  # (B, 1, 4): w-1, h-1, w-1, h-1
-    return torch.minimum(extended.clamp(min=0), limit)
+    return torch.minimum(extended.clamp(min=0), image_scale(sizes - 1, boxes.dtype))

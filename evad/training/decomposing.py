@@ -12,8 +12,8 @@ from evad.metrics.decomposition import IOU_THRESHOLD, Decomposition, _summary, w
 from evad.metrics.keyframes import PERSON, KeyframeMetric
 from evad.models.criterion import HungarianMatcher, Match
 from evad.models.heads.external import ExternalBoxes
-from evad.structures import Batch, Detections, Proposals, Target
-from evad.training.module import EVADModule
+from evad.structures import Batch, Detections, Proposals
+from evad.training.module import EVADModule, with_true_boxes
 
 
 class DecomposingModule(EVADModule):
@@ -67,20 +67,6 @@ class DecomposingModule(EVADModule):
             persons=persons.ground_truth,
             person_threshold=self.postprocess.person_threshold,
         )
-
-
-def with_true_boxes(boxes: Tensor, targets: list[Target], matches: list[Match]) -> Tensor:
-    """Predicted boxes; matched queries get their annotated box instead.
-
-    Args:
-        boxes: (B, Q, 4) xyxy pixels of the resized, unpadded clip.
-        targets: B targets in the same pixels.
-        matches: Per clip, query indices and box indices.
-    """
-    boxes = boxes.clone()
-    for clip, (queries, index) in enumerate(matches):
-        boxes[clip, queries] = targets[clip].boxes[index].to(boxes.dtype)
-    return boxes
 
 
 def true_detections(

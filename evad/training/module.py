@@ -17,10 +17,10 @@ from torchmetrics import Metric
 
 from evad.data.check.quick import explain_zero_map
 from evad.models.compilation import compile_layers
-from evad.models.criterion import ActionCriterion, Losses, SetCriterion
+from evad.models.criterion import ActionCriterion, Losses, Match, SetCriterion
 from evad.models.evad import EVAD
 from evad.models.postprocess import PostProcess
-from evad.structures import Batch, Detections, EVADOutput
+from evad.structures import Batch, Detections, EVADOutput, Target
 from evad.training.optim import parameter_groups
 
 log = logging.getLogger(__name__)
@@ -126,9 +126,7 @@ class EVADModule(L.LightningModule):
         encoded = self.model.encoder(batch.clips)
         located = self.model.localize(encoded, batch.sizes, batch.proposals)
         matches = self.criterion.matcher(located.person_logits[-1], located.boxes[-1], batch.targets, batch.sizes)
-        actor_boxes = located.boxes[-1].detach().clone()
-        for clip, (queries, index) in enumerate(matches):
-            actor_boxes[clip, queries] = batch.targets[clip].boxes[index].to(actor_boxes.dtype)
+        actor_boxes = with_true_boxes(located.boxes[-1].detach(), batch.targets, matches)
         return self.model.classify(encoded, located, actor_boxes, batch.sizes)
 
     def weigh(self, losses: Losses) -> Tensor:
@@ -196,3 +194,17 @@ class EVADModule(L.LightningModule):
         if self.trainer.train_dataloader is None:
             self.trainer.fit_loop.setup_data()
         return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+
+
+def with_true_boxes(boxes: Tensor, targets: list[Target], matches: list[Match]) -> Tensor:
+    """Predicted boxes; matched queries get their annotated box instead.
+
+    Args:
+        boxes: (B, Q, 4) xyxy pixels of the resized, unpadded clip.
+        targets: B targets in the same pixels.
+        matches: Per clip, query indices and box indices.
+    """
+    boxes = boxes.clone()
+    for clip, (queries, index) in enumerate(matches):
+        boxes[clip, queries] = targets[clip].boxes[index].to(boxes.dtype)
+    return boxes

@@ -11,6 +11,7 @@ height. The file of excluded timestamps has lines of `video,second` as well.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def _inside(rows: pd.DataFrame, low: float, high: float) -> tuple[pd.DataFrame, 
     message = f"{count} lines ({share:.0%}) are outside seconds {low:g} to {high:g} and left out"
     if share <= 0.5:
         return rows[inside], [Finding("seconds-left-out", "info", message, count=count)]
-    remedy = "set data.valid_seconds=null, and data.video_start_second to the second your videos begin at"
+    remedy = "set +data.valid_seconds=null, and data.video_start_second to the second your videos begin at"
     return rows[inside], [Finding("seconds-left-out", "error", message, remedy, count)]
 
 
@@ -102,6 +103,7 @@ def _without(rows: pd.DataFrame, excluded: Path) -> tuple[pd.DataFrame, list[Fin
     return rows[~out], [*wrong, Finding("excluded", "info", message, count=int(out.sum()))]
 
 
+@cache  # checks and training both ask for it, and the list of AVA has millions of lines
 def read_frame_lists(path: str | Path, root: str | Path) -> dict[str, Sequence[str]]:
     """Read the image files of each video, in order, from a frame list.
 

@@ -114,9 +114,9 @@ def _time_origin(
 ) -> list[Finding]:
     """Find clocks that seem to start at 1, and seconds given as frames."""
     time = rows["time"].to_numpy()
-    if clock.first == 0 and time.min() >= 1 and (frame > num_frames - 0.5).any():
+    at_end = frame > num_frames - 0.5
+    if clock.first == 0 and time.min() >= 1 and at_end.any():
         message = f"a time is the very end of its video, and no time is below 1: {clock.unit} may start at 1"
-        at_end = frame > num_frames - 0.5
         return row_finding(rows, at_end, "time-from-1", "warning", message, "if so, set data.first_time=1")
     distinct = rows.drop_duplicates(["video", "time"])
     if clock.unit == "frames" and len(distinct) >= 3 and (frame <= num_frames / fps).all() and (fps > 2).all():

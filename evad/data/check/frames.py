@@ -54,7 +54,7 @@ class VideoReport:
 
 @dataclass
 class VideoCheck(Dataset[VideoReport]):
-    """Reads every frame that occurs in a clip of a video, each once and in order.
+    """Reads every frame that occurs in a clip of a video in order, then some clips again to compare boxes with them.
 
     Attributes:
         open_readers: Opens the videos of each split.
